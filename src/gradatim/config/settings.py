@@ -1,0 +1,268 @@
+"""Every setting of a run, once: its name, type, default and, in the sentence under it, its ``--help``.
+
+Frozen dataclasses and nothing else: reading YAML is ``decode.py``, rules that join several fields are
+``rules.py``. No torch here, so that ``gradatim check`` answers at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+# --------------------------------------------------------------------------- models
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NgramConfig:
+    """Counts of word sequences, smoothed."""
+
+    kind: Literal["ngram"] = "ngram"
+    """n-gram: the next token depends on the last ``order - 1``."""
+    order: int = 5
+    """Longest sequence counted; 2 is a bigram."""
+    smoothing: Literal["mle", "additive", "kneser-ney"] = "kneser-ney"
+    """How unseen sequences get probability: not at all, by adding to every count, or interpolated modified Kneser-Ney."""
+    additive_count: float = 1.0
+    """What additive smoothing adds to every count (Laplace's is 1)."""
+    discount_fallback: bool = False
+    """Use discounts 0.5, 1, 1.5 where the counts of counts admit none (small or character data), instead of refusing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WindowConfig:
+    """A feed-forward network over the last few tokens (Bengio et al., 2003)."""
+
+    kind: Literal["window"] = "window"
+    """Feed-forward model over a fixed window."""
+    window: int = 8
+    """How many tokens it sees."""
+    d_model: int = 128
+    """Width of a token's embedding."""
+    d_ff: int = 512
+    """Width of the hidden layer over the concatenated window."""
+    dropout: float = 0.0
+    """Share of hidden units dropped in training."""
+    tied: bool = True
+    """Use the input embedding as the output matrix."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecurrentConfig:
+    """Embedding, recurrence unrolled in time, softmax."""
+
+    kind: Literal["rnn", "lstm", "gru"] = "lstm"
+    """Elman network, long short-term memory, or gated recurrent unit."""
+    d_model: int = 256
+    """Width of the hidden state."""
+    d_embedding: int | None = None
+    """Width of a token's embedding; null means d_model."""
+    n_layers: int = 1
+    """Recurrent layers on top of each other."""
+    dropout: float = 0.0
+    """Share of units dropped between layers and before the output."""
+    locked_dropout: bool = True
+    """Drop the same units at every time step (variational dropout) instead of others at each."""
+    embedding_dropout: float = 0.0
+    """Share of the vocabulary whose whole embedding is dropped in a step."""
+    weight_drop: float = 0.0
+    """Share of the recurrent weights dropped in a step (AWD-LSTM)."""
+    tied: bool = True
+    """Use the input embedding as the output matrix (through a projection where the widths differ)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GptConfig:
+    """Decoder-only Transformer: GPT-2 and Llama shapes are settings of one model."""
+
+    kind: Literal["gpt"] = "gpt"
+    """Transformer that reads the past through causal self-attention."""
+    d_model: int = 256
+    """Width of the residual stream."""
+    n_layers: int = 4
+    """Transformer blocks."""
+    n_heads: int = 4
+    """Attention heads; each is d_model / n_heads wide."""
+    n_kv_heads: int | None = None
+    """Heads of keys and values, shared by groups of query heads; null means n_heads."""
+    d_ff: int | None = None
+    """Width inside the feed-forward layer; null means 4 d_model (8/3 d_model, rounded up to 64, with swiglu)."""
+    dropout: float = 0.0
+    """Share of activations dropped after embedding, attention and feed-forward."""
+    tied: bool = True
+    """Use the input embedding as the output matrix."""
+    positions: Literal["learned", "rotary"] = "learned"
+    """How order enters: a learned vector per position (GPT-2), or rotations of queries and keys (Llama)."""
+    rope_theta: float = 10000.0
+    """Base of the rotary wavelengths."""
+    norm: Literal["layer", "rms"] = "layer"
+    """LayerNorm (GPT-2) or RMSNorm (Llama), before attention and feed-forward."""
+    norm_eps: float = 1e-5
+    """Added to the variance inside the norm."""
+    activation: Literal["gelu", "swiglu"] = "gelu"
+    """Non-linearity of the feed-forward layer."""
+    bias: bool = True
+    """Biases in linear layers and LayerNorm (GPT-2 has them, Llama does not)."""
+    vocab_multiple: int = 64
+    """The output matrix is padded up to a multiple of this; padding is masked and never predicted."""
+
+
+ModelConfig = NgramConfig | WindowConfig | RecurrentConfig | GptConfig
+
+# --------------------------------------------------------------------------- data
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizerConfig:
+    """How text becomes ids."""
+
+    kind: Literal["char", "word", "bpe", "wordpiece"] = "bpe"
+    """Characters, whole words with one unknown word, byte-level byte-pair encoding, or WordPiece."""
+    vocab_size: int | None = 8192
+    """Most entries, special tokens included; null means no limit (char and word)."""
+    split: Literal["whitespace", "words"] = "whitespace"
+    """word only: cut at white space alone, or keep runs of letters and digits and drop punctuation."""
+    lowercase: bool = False
+    """Fold to lower case before anything else (the text is then not recoverable)."""
+    min_count: int = 1
+    """word and char: rarer entries of the training text become the unknown one."""
+    path: str | None = None
+    """Use this tokenizer.json instead of training one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Which text, and how it is cut."""
+
+    train: tuple[str, ...] = ("python-manual",)
+    """Files to learn from, or `python-manual` or `installed-docs`, whose validation and test parts come along."""
+    valid: tuple[str, ...] = ()
+    """Files for validation while training; nothing is held out silently."""
+    test: tuple[str, ...] = ()
+    """Files for the final measurement."""
+    document: Literal["line", "blank-line", "file"] = "file"
+    """What a document is in plain text files: a line, a run of lines up to a blank one, or a file."""
+    column: str = "text"
+    """The text field of .jsonl, .parquet and Hugging Face data."""
+    packing: Literal["across", "within"] = "across"
+    """Whether a training sample may run across the end of a document."""
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    """How text becomes ids."""
+    cache: str = "runs/.cache"
+    """Where prepared token files are kept, one folder per combination of text and tokenizer."""
+
+
+# --------------------------------------------------------------------------- training
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerConfig:
+    """AdamW and its learning rate."""
+
+    lr: float = 3e-4
+    """Peak learning rate."""
+    schedule: Literal["constant", "linear", "cosine", "inverse-sqrt", "warmup-stable-decay"] = "cosine"
+    """How the rate moves after warm-up."""
+    warmup: int = 0
+    """Steps of linear rise from 0 to lr."""
+    min_lr: float = 0.0
+    """Where linear, cosine and warmup-stable-decay end."""
+    decay_steps: int | None = None
+    """Steps of the final fall of warmup-stable-decay; null means a tenth of the run."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of AdamW's first and second moment."""
+    eps: float = 1e-8
+    """Added to the root of AdamW's second moment."""
+    weight_decay: float = 0.1
+    """Decay of matrices and embeddings; vectors (biases, norms) have none."""
+    clip: float | None = 1.0
+    """Largest norm of the whole gradient; null means no clipping."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayoutConfig:
+    """How a run is spread over processes; it never changes the mathematics."""
+
+    tp: int = 1
+    """Tensor-parallel size."""
+    pp: int = 1
+    """Pipeline-parallel size."""
+    dp: int = 1
+    """Data-parallel size."""
+    chunks: int = 1
+    """Model chunks per pipeline rank (interleaving)."""
+    schedule: Literal["gpipe", "1f1b", "interleaved", "zero-bubble"] = "1f1b"
+    """Order of forward and backward work in the pipeline."""
+    microbatch: int | None = None
+    """Sequences per forward pass of one rank; null means all of its share at once."""
+    sequence_parallel: bool = False
+    """Split norms and dropout along the sequence over tp."""
+    zero: Literal[0, 1, 2, 3] = 0
+    """How much optimizer state, gradient and weight is sharded over dp."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """What the backward pass computes again instead of storing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationConfig:
+    """When and on how much the model is judged while it trains."""
+
+    every: int = 250
+    """Steps between evaluations on the validation text; the last step is always evaluated."""
+    tokens: int | None = None
+    """Most validation tokens per evaluation; null means all."""
+    patience: int | None = None
+    """Stop after this many evaluations without a new best; null means never."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointConfig:
+    """When the run is saved and how many saves are kept."""
+
+    every: int = 500
+    """Steps between checkpoints; the last step is always saved."""
+    keep: int = 2
+    """Newest checkpoints kept; the best one by validation loss is kept besides."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrackConfig:
+    """Where metrics go besides metrics.jsonl."""
+
+    tensorboard: bool = False
+    """Write TensorBoard events into the run directory (extra `track`)."""
+    wandb: str | None = None
+    """Weights & Biases project to log to (extra `track`)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """A whole run. Its training is a pure function of this and the data."""
+
+    seed: int = 0
+    """Everything random follows from this and the step number."""
+    steps: int = 1000
+    """Updates of the weights."""
+    global_batch: int = 64
+    """Sequences per step."""
+    context: int = 256
+    """Tokens per sequence; for recurrent models, the length of truncated back-propagation."""
+    model: ModelConfig = field(default_factory=GptConfig)
+    """What is trained; `kind` says which, and each kind has fields of its own."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Which text, and how it is cut."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """AdamW and its learning rate."""
+    layout: LayoutConfig = field(default_factory=LayoutConfig)
+    """How the run is spread over processes."""
+    precision: Literal["fp32", "fp64", "bf16"] = "fp32"
+    """Arithmetic of the forward and backward pass; bf16 keeps fp32 weights and sums."""
+    compile: bool = False
+    """Compile the model's blocks with torch.compile."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """When and on how much the model is judged while it trains."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """When the run is saved and how many saves are kept."""
+    track: TrackConfig = field(default_factory=TrackConfig)
+    """Where metrics go besides metrics.jsonl."""
+    max_skipped_steps: int = 10
+    """Updates skipped for a loss or gradient that is not finite before the run gives up."""

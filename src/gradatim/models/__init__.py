@@ -1,0 +1,1 @@
+"""Models as plain mathematics: no file here knows of ranks, training loops or commands."""
