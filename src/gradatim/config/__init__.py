@@ -1,1 +1,1 @@
-"""TODO"""
+"""Settings as data: dataclasses, strict YAML, rules and recipes. Nothing here imports torch."""

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Sampling, beam search and streaming over the language-model protocol."""

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Perplexity, bits per byte and sentence scores over the language-model protocol."""

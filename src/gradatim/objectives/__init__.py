@@ -1,1 +1,1 @@
-"""TODO"""
+"""Batch in, named (sum, count) terms out."""

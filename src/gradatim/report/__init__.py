@@ -1,1 +1,1 @@
-"""TODO"""
+"""Pictures and the self-contained HTML report."""

@@ -1,1 +1,1 @@
-"""TODO"""
+"""From text to batches: corpora, tokenizers, token files, sampling order."""

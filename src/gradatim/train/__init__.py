@@ -1,1 +1,1 @@
-"""TODO"""
+"""The loop and what surrounds it: optimizer, learning rate, checkpoints, signals, metrics."""

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Counting word sequences and smoothing the counts."""
