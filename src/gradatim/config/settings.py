@@ -21,11 +21,11 @@ class NgramConfig:
     order: int = 5
     """Longest sequence counted; 2 is a bigram."""
     smoothing: Literal["mle", "additive", "kneser-ney"] = "kneser-ney"
-    """How unseen sequences get probability: not at all, by adding to every count, or interpolated modified Kneser-Ney."""
+    """How unseen sequences get probability: not at all, a constant count, or interpolated modified Kneser-Ney."""
     additive_count: float = 1.0
     """What additive smoothing adds to every count (Laplace's is 1)."""
     discount_fallback: bool = False
-    """Use discounts 0.5, 1, 1.5 where the counts of counts admit none (small or character data), instead of refusing."""
+    """Use discounts 0.5, 1, 1.5 where the counts admit none (small or character data) instead of refusing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,7 +85,7 @@ class GptConfig:
     n_kv_heads: int | None = None
     """Heads of keys and values, shared by groups of query heads; null means n_heads."""
     d_ff: int | None = None
-    """Width inside the feed-forward layer; null means 4 d_model (8/3 d_model, rounded up to 64, with swiglu)."""
+    """Width inside the feed-forward layer; null means 4 d_model (swiglu: 8/3 d_model, rounded up to 64)."""
     dropout: float = 0.0
     """Share of activations dropped after embedding, attention and feed-forward."""
     tied: bool = True
@@ -134,7 +134,7 @@ class DataConfig:
     """Which text, and how it is cut."""
 
     train: tuple[str, ...] = ("python-manual",)
-    """Files to learn from, or `python-manual` or `installed-docs`, whose validation and test parts come along."""
+    """Files to learn from, or `python-manual` or `installed-docs`, which bring validation and test parts."""
     valid: tuple[str, ...] = ()
     """Files for validation while training; nothing is held out silently."""
     test: tuple[str, ...] = ()

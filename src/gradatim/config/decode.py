@@ -1,0 +1,190 @@
+"""A tree (``tree.py``) → the dataclasses of ``settings.py``, strictly, with every problem at once.
+
+Each problem names its place, the nearest valid name, and got against allowed; a field of another kind of model
+is told whose it is. The declared type of a field decides how its text is read: ``1e-3`` is a number where a
+number is declared, ``5`` is text where text is.
+
+Why no library: msgspec and dacite stop at the first error; pydantic and cattrs collect them, but from plain
+dictionaries, which have lost the line; none names the nearest field or knows that ``order`` belongs to
+another kind of model. Three branches and eight types are all there is to decode.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+import types
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, Union, get_args, get_origin
+
+from gradatim.config.describe import hints, option_names, type_text, variants
+from gradatim.config.tree import Entry
+from gradatim.errors import Problem
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str:
+    """The candidate most like ``name``, or an empty string when none is near."""
+    return next(iter(difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)), "")
+
+
+_BROKEN: Any = object()
+_NULLS = {"", "~", "null", "Null", "NULL"}
+
+
+class _WrongError(ValueError):
+    """A value that its type does not admit; the argument is what to try, if anything."""
+
+
+@dataclass(slots=True)
+class Decoder:
+    """One pass over a tree, ``Decoder().value(RunConfig, tree)``: what is wrong is listed and left at default."""
+
+    problems: list[Problem] = dataclasses.field(default_factory=list)
+    """Everything found wrong."""
+    places: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Dotted name → where it was set."""
+    broken: set[str] = dataclasses.field(default_factory=set)
+    """Dotted names whose value could not be read; rules leave them alone."""
+
+    def value(self, hint: Any, entry: Entry, path: str = "", default: Any = None) -> Any:
+        """The value of type ``hint`` (a field's, a section's) that ``entry`` spells."""
+        self.places[path] = entry.where
+        kinds = variants(hint)
+        if not kinds and not dataclasses.is_dataclass(hint):
+            try:
+                return _coerce(hint, entry)
+            except ValueError as error:
+                attempt = str(error) if isinstance(error, _WrongError) else ""
+                return self._wrong(path, entry, f"{path} cannot be this", type_text(hint), attempt)
+        if not isinstance(entry.value, dict):
+            attempt = f"{path}.kind {entry.value}" if entry.value in kinds else ""
+            return self._wrong(path, entry, f"{path} is a section, not a value", "its fields", attempt)
+        if kinds:
+            hint = self._kind(kinds, entry.value, path, type(default))
+        known = hints(hint)
+        standard = hint()
+        found = {}
+        for key, item in entry.value.items():
+            dotted = f"{path}.{key}".lstrip(".")
+            if key not in known:
+                self._unknown(dotted, key, item, hint, kinds)
+            elif (decoded := self.value(known[key], item, dotted, getattr(standard, key))) is not _BROKEN:
+                found[key] = decoded
+        return hint(**found)
+
+    def _kind(self, kinds: dict[str, type], fields: dict[str, Entry], path: str, default: type) -> type:
+        """The dataclass that ``kind`` asks for, or the likeliest one, to judge the other fields by."""
+        if "kind" not in fields:
+            return default
+        wanted = fields["kind"].value if isinstance(fields["kind"].value, str) else ""
+        if wanted in kinds:
+            return kinds[wanted]
+        guess = nearest(wanted, kinds)
+        self._wrong(
+            f"{path}.kind", fields["kind"], f"there is no such kind of {path}", ", ".join(kinds), guess
+        )
+        self.broken.add(path)
+        fields["kind"] = Entry(
+            guess or next(k for k, cls in kinds.items() if cls is default), fields["kind"].where
+        )
+        return kinds.get(guess, default)
+
+    def _wrong(self, path: str, entry: Entry, what: str, allowed: str, attempt: str = "") -> Any:
+        self.broken.add(path)
+        if attempt:
+            attempt = f"--{attempt}" if " " in attempt else _assign(path, attempt, entry)
+        self.problems.append(
+            Problem(where=entry.where, what=what, got=entry.text(), allowed=allowed, attempt=attempt)
+        )
+        return _BROKEN
+
+    def _unknown(self, path: str, key: str, entry: Entry, cls: type, kinds: dict[str, type]) -> None:
+        """Say what a key that is no field of ``cls`` may have meant: of another kind, misspelt or misplaced."""
+        flag = "--" if entry.where.startswith("--") else ""
+        section = path.rpartition(".")[0]
+        owners = [kind for kind, other in kinds.items() if key in hints(other)]
+        if owners:
+            what = f"{path} belongs to kind {' and '.join(owners)}"
+            own = next(kind for kind, other in kinds.items() if other is cls)
+            attempt = f"--{section}.kind {owners[0]}, or leave it out"
+            self.problems.append(
+                Problem(
+                    where=entry.where,
+                    what=what,
+                    got=f"kind {own}",
+                    allowed=", ".join(hints(cls)),
+                    attempt=attempt,
+                )
+            )
+            return
+        guess = nearest(key, hints(cls))
+        if guess:
+            guess = f"{section}.{guess}".lstrip(".")
+        else:
+            namesakes = [name for name in option_names() if name.rpartition(".")[2] == key]
+            guess = namesakes[0] if namesakes else nearest(path, option_names())
+        self.problems.append(
+            Problem(
+                where=entry.where,
+                what="there is no such field",
+                got=path,
+                allowed=", ".join(hints(cls)),
+                attempt=f"{flag}{guess}" if guess else "",
+            )
+        )
+
+
+def _assign(path: str, value: str, entry: Entry) -> str:
+    """How to write ``path = value`` where the entry stands: as an override or as YAML."""
+    return f"--{path} {value}" if entry.where.startswith("--") else f"{path.rpartition('.')[2]}: {value}"
+
+
+def _coerce(hint: Any, entry: Entry) -> Any:
+    """The entry as a value of a type that is no section. Raises ValueError (with advice: _WrongError)."""
+    origin, arguments, text = get_origin(hint), get_args(hint), entry.value
+    nothing = isinstance(text, str) and text in _NULLS and not entry.quoted
+    if origin in (Union, types.UnionType):  # X | None is the only union of values
+        (inner,) = (a for a in arguments if a is not type(None))
+        return None if nothing else _coerce(inner, entry)
+    if origin is tuple:
+        if isinstance(text, str):
+            text = [Entry(part.strip(), entry.where, quoted=True) for part in text.split(",")] if text else []
+        if not isinstance(text, list):
+            raise _WrongError("")
+        of = [arguments[0]] * len(text) if arguments[-1] is Ellipsis else list(arguments)
+        if len(of) != len(text):
+            raise _WrongError("")
+        return tuple(_coerce(item, part) for item, part in zip(of, text, strict=True))
+    if not isinstance(text, str):
+        raise _WrongError("")
+    if origin is Literal:
+        choices = {str(choice): choice for choice in arguments}
+        if text not in choices:
+            raise _WrongError(nearest(text, choices))
+        return choices[text]
+    if hint is bool:
+        answers = {"true": True, "false": False}
+        if text.lower() not in answers:
+            raise _WrongError(
+                {"yes": "true", "on": "true", "1": "true", "no": "false", "off": "false", "0": "false"}.get(
+                    text.lower(), ""
+                )
+            )
+        return answers[text.lower()]
+    if hint is int:
+        if not re.fullmatch(r"[+-]?\d+(_\d+)*", text, re.ASCII):
+            raise _WrongError(
+                str(int(float(text))) if re.fullmatch(r"[+-]?\d+\.?\d*([eE]\+?\d{1,2})?", text) else ""
+            )
+        return int(text)
+    if hint is float:
+        number = float(text)
+        if not math.isfinite(number):
+            raise _WrongError("")
+        return number
+    if nothing:
+        raise _WrongError("")
+    return text

@@ -1,0 +1,157 @@
+"""A recipe as a tree: the mapping that YAML spells, each value with the place it came from.
+
+Overrides merge into the tree before it is decoded (``decode.py``), so a recipe that is only right with its
+overrides passes, and both are judged alike. Scalars stay text until a declared type says what they are: PyYAML
+alone reads ``1e-3`` as a string and ``on`` as True. Tags, aliases, deep nesting and huge files are refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from gradatim.errors import ConfigError, Problem
+
+LARGEST = 1 << 20
+"""Bytes of the largest recipe read (a packaged one has 500)."""
+DEEPEST = 16
+"""Levels of nesting beyond which a recipe is not read (a config has 3)."""
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_TAGS = frozenset(
+    f"tag:yaml.org,2002:{name}"
+    for name in ["str", "int", "float", "bool", "null", "seq", "map", "timestamp", "value", "merge"]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A value of the tree: text, a list of entries or a mapping; and where it stands."""
+
+    value: str | list[Entry] | dict[str, Entry]
+    where: str
+    quoted: bool = False
+    """Written in quotes: ``"null"`` is a word, ``null`` is nothing."""
+
+    def text(self) -> str:
+        """The value as a message quotes it."""
+        match self.value:
+            case str():
+                return repr(self.value) if self.quoted or not self.value else self.value
+            case list():
+                return f"a list of {len(self.value)}"
+            case _:
+                return f"a section with {', '.join(self.value) or 'nothing'}"
+
+
+# --------------------------------------------------------------------------- reading
+
+
+def read_tree(text: bytes, name: str) -> Entry:
+    """Parse a recipe into a tree. Raises ConfigError for what is no YAML, or no YAML we care to read."""
+    if len(text) > LARGEST:
+        raise _unreadable(
+            name, "this file is too large for a recipe", f"{len(text):,} bytes", f"{LARGEST:,} bytes"
+        )
+    try:
+        decoded = text.decode("utf-8-sig")
+        _refuse_bombs(decoded, name)
+        node = yaml.compose(io.StringIO(decoded), Loader=_LOADER)
+    except UnicodeDecodeError as error:
+        line = text[: error.start].count(b"\n") + 1
+        raise _unreadable(
+            f"{name}:{line}", "this is not UTF-8 text", f"byte 0x{text[error.start]:02x}", ""
+        ) from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{name}:{_line(mark)}" if mark else name
+        raise _unreadable(place, f"this is not YAML: {error.problem or error.context}", "", "") from None
+    except yaml.YAMLError as error:
+        raise _unreadable(name, f"this is not YAML: {str(error).splitlines()[0]}", "", "") from None
+    if not isinstance(node, yaml.MappingNode):
+        what = "a recipe is a mapping of fields"
+        raise _unreadable(f"{name}:1", what, "an empty file" if node is None else "no mapping", "steps: 100")
+    problems: list[Problem] = []
+    tree = _entry(node, name, problems)
+    if problems:
+        raise ConfigError(*problems)
+    return tree
+
+
+def _line(mark: Any) -> int:
+    """The line of a mark of PyYAML, from 1."""
+    return int(mark.line) + 1
+
+
+def _unreadable(where: str, what: str, got: str, allowed: str) -> ConfigError:
+    return ConfigError(Problem(where=where, what=what, got=got, allowed=allowed))
+
+
+def _refuse_bombs(text: str, name: str) -> None:
+    """Refuse aliases (they can unfold without bound) and deep nesting (it exhausts the stack)."""
+    depth = 0
+    for event in yaml.parse(io.StringIO(text), Loader=_LOADER):
+        place = f"{name}:{_line(event.start_mark)}"
+        if isinstance(event, yaml.AliasEvent):
+            raise _unreadable(place, "recipes have no aliases", f"*{event.anchor}", "the value itself")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise _unreadable(place, "this recipe is nested too deeply", "", f"at most {DEEPEST} levels")
+
+
+def _entry(node: yaml.Node, name: str, problems: list[Problem]) -> Entry:
+    where = f"{name}:{_line(node.start_mark)}"
+    if node.tag not in _TAGS:
+        problems.append(
+            Problem(
+                where=where, what="recipes hold plain values only", got=node.tag, attempt="leave the tag out"
+            )
+        )
+    if isinstance(node, yaml.ScalarNode):
+        return Entry(node.value, where, quoted=node.style is not None)
+    if isinstance(node, yaml.SequenceNode):
+        return Entry([_entry(item, name, problems) for item in node.value], where)
+    fields: dict[str, Entry] = {}
+    for key_node, value_node in node.value:
+        key = key_node.value if isinstance(key_node, yaml.ScalarNode) else "?"
+        place = f"{name}:{_line(key_node.start_mark)}"
+        if key in fields:
+            problems.append(
+                Problem(
+                    where=place,
+                    what=f"{key} is given twice",
+                    attempt=f"keep one (the first is {fields[key].where})",
+                )
+            )
+        value = _entry(value_node, name, problems)
+        fields[key] = dataclasses.replace(value, where=place)
+    return Entry(fields, where)
+
+
+# --------------------------------------------------------------------------- overrides
+
+
+def merge(tree: Entry, overrides: Mapping[str, str], problems: list[Problem]) -> Entry:
+    """The tree with each dotted override put in (dashes count as underscores), making sections as needed."""
+    for dotted, text in overrides.items():
+        path = dotted.removeprefix("--").replace("-", "_")
+        tree = _put(tree, path.split("."), Entry(text, f"--{path}"), problems)
+    return tree
+
+
+def _put(tree: Entry, path: list[str], leaf: Entry, problems: list[Problem]) -> Entry:
+    if not path:
+        return leaf
+    if not isinstance(tree.value, dict):
+        problems.append(
+            Problem(
+                where=leaf.where, what=f"{tree.where} is no section that could hold this", got=tree.text()
+            )
+        )
+        return tree
+    below = tree.value.get(path[0], Entry({}, leaf.where))
+    return dataclasses.replace(tree, value={**tree.value, path[0]: _put(below, path[1:], leaf, problems)})
