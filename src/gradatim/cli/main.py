@@ -1,9 +1,9 @@
 """``gradatim VERB``: finds the verb's module when it is called for, and shows every failure in one way.
 
 The table of verbs below is static, so that ``gradatim --help`` imports none of them (nor torch or numpy).
-A verb is ``cli/<module>.py`` with a ``command``; ``cli/output.py`` shows how to write one. Exit codes: 0 fine,
-2 wrong command or config, 3 data, 4 checkpoint, 5 environment, 10 stopped after saving, 11 not finite; besides
-these 1 for a defect of ours and 130 for Ctrl-C.
+A verb is ``cli/<module>.py`` with a ``command``; ``cli/output.py`` shows how to write one. Exit codes:
+0 fine, 2 wrong command or config, 3 data, 4 checkpoint, 5 environment, 10 stopped after saving, 11 not
+finite; besides these 1 for a defect of ours and 130 for Ctrl-C.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A tree (``tree.py``) → the dataclasses of ``settings.py``, strictly, with every problem at once.
 
-Each problem names its place, the nearest valid name, and got against allowed; a field of another kind of model
-is told whose it is. The declared type of a field decides how its text is read: ``1e-3`` is a number where a
-number is declared, ``5`` is text where text is.
+Each problem names its place, the nearest valid name, and got against allowed; a field of another kind of
+model is told whose it is. The declared type of a field decides how its text is read: ``1e-3`` is a number
+where a number is declared, ``5`` is text where text is.
 
 Why no library: msgspec and dacite stop at the first error; pydantic and cattrs collect them, but from plain
 dictionaries, which have lost the line; none names the nearest field or knows that ``order`` belongs to
@@ -40,7 +40,7 @@ class _WrongError(ValueError):
 
 @dataclass(slots=True)
 class Decoder:
-    """One pass over a tree, ``Decoder().value(RunConfig, tree)``: what is wrong is listed and left at default."""
+    """Reads a tree, ``Decoder().value(RunConfig, tree)``: what is wrong is listed and left at default."""
 
     problems: list[Problem] = dataclasses.field(default_factory=list)
     """Everything found wrong."""
@@ -102,7 +102,7 @@ class Decoder:
         return _BROKEN
 
     def _unknown(self, path: str, key: str, entry: Entry, cls: type, kinds: dict[str, type]) -> None:
-        """Say what a key that is no field of ``cls`` may have meant: of another kind, misspelt or misplaced."""
+        """Say what a key that is no field of ``cls`` may have meant: another kind's, misspelt, misplaced."""
         flag = "--" if entry.where.startswith("--") else ""
         section = path.rpartition(".")[0]
         owners = [kind for kind, other in kinds.items() if key in hints(other)]

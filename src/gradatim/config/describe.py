@@ -1,4 +1,4 @@
-"""What there is to set, told from ``settings.py`` itself: names, values, defaults and sentences of all fields.
+"""What there is to set, told from ``settings.py`` itself: names, values, defaults and sentences.
 
 ``--help`` prints it and the decoder's messages quote it, so neither can drift from the dataclasses. The
 sentences are read from the source by ``ast`` (Python keeps no docstrings of fields).

@@ -21,7 +21,7 @@ class NgramConfig:
     order: int = 5
     """Longest sequence counted; 2 is a bigram."""
     smoothing: Literal["mle", "additive", "kneser-ney"] = "kneser-ney"
-    """How unseen sequences get probability: not at all, a constant count, or interpolated modified Kneser-Ney."""
+    """How unseen sequences get probability: not at all, a constant count, or modified Kneser-Ney."""
     additive_count: float = 1.0
     """What additive smoothing adds to every count (Laplace's is 1)."""
     discount_fallback: bool = False

@@ -1,8 +1,8 @@
 """A recipe as a tree: the mapping that YAML spells, each value with the place it came from.
 
 Overrides merge into the tree before it is decoded (``decode.py``), so a recipe that is only right with its
-overrides passes, and both are judged alike. Scalars stay text until a declared type says what they are: PyYAML
-alone reads ``1e-3`` as a string and ``on`` as True. Tags, aliases, deep nesting and huge files are refused.
+overrides passes, and both are judged alike. Scalars stay text until a declared type says what they are:
+PyYAML alone reads ``1e-3`` as a string and ``on`` as True. Tags, aliases, deep nesting and huge files are refused.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def _entry(node: yaml.Node, name: str, problems: list[Problem]) -> Entry:
             )
         )
     if isinstance(node, yaml.ScalarNode):
-        return Entry(node.value, where, quoted=node.style is not None)
+        return Entry(node.value, where, quoted=node.style in ("'", '"', "|", ">"))
     if isinstance(node, yaml.SequenceNode):
         return Entry([_entry(item, name, problems) for item in node.value], where)
     fields: dict[str, Entry] = {}

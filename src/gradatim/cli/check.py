@@ -1,0 +1,33 @@
+"""``gradatim check RECIPE``: every problem of a recipe and its overrides at once, without torch, in a moment.
+
+What passes is printed as YAML, every field written out, so ``gradatim check gpt --steps 500 > mine.yaml``
+makes a recipe of one's own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from gradatim.cli.output import Verb, emit, json_option, overrides_argument, say, show_problems
+from gradatim.config import config_to_yaml, load
+from gradatim.errors import ConfigError
+
+
+@click.command(cls=Verb)
+@click.argument("recipe")
+@overrides_argument
+@json_option
+@click.pass_context
+def command(ctx: click.Context, recipe: str, overrides: dict[str, str], as_json: bool) -> None:
+    """Check RECIPE, a packaged recipe or a YAML file, with its overrides; print it with every field."""
+    loaded = load(recipe, overrides)
+    if loaded.problems:
+        document: dict[str, Any] = {"ok": False, "problems": [p.as_json() for p in loaded.problems]}
+        emit(document, as_json, lambda: show_problems(loaded.problems, exit_code=2, as_json=False))
+        ctx.exit(ConfigError.exit_code)
+    document = {"ok": True, **({"notes": list(loaded.notes)} if loaded.notes else {})}
+    for note in () if as_json else loaded.notes:
+        say(f"note: {note}")
+    emit(document, as_json, lambda: f"# {recipe}: no problems\n{config_to_yaml(loaded.config).rstrip()}")

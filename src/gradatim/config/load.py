@@ -1,0 +1,167 @@
+"""From a recipe and overrides to a ``RunConfig``, and back to YAML that says the same.
+
+The order of things: read the recipe into a tree, merge the overrides into it, decode, then judge the rules
+that join fields. Each stage adds to one list of problems, so that a person mends a recipe in one go.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gradatim.config import rules
+from gradatim.config.decode import Decoder, nearest
+from gradatim.config.describe import hints, variants
+from gradatim.config.settings import RunConfig
+from gradatim.config.tree import LARGEST, Entry, merge, read_tree
+from gradatim.errors import ConfigError, Problem
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Loaded:
+    """What became of a recipe and its overrides."""
+
+    config: RunConfig
+    """The config; to be used only where ``problems`` is empty."""
+    problems: tuple[Problem, ...]
+    """Everything wrong with it."""
+    notes: tuple[str, ...]
+    """What an override changed besides the field it names."""
+
+
+def load_config(recipe: str, overrides: Mapping[str, str] | None = None) -> RunConfig:
+    """The config of a packaged recipe or YAML file with overrides (dotted name → text).
+
+    Logs a warning for what an override changed besides its own field.
+    Raises ConfigError with every problem at once.
+    """
+    loaded = load(recipe, overrides)
+    if loaded.problems:
+        raise ConfigError(*loaded.problems)
+    for note in loaded.notes:
+        log.warning("%s", note)
+    return loaded.config
+
+
+def check_config(recipe: str, overrides: Mapping[str, str] | None = None) -> list[Problem]:
+    """Everything wrong with a recipe and its overrides; an empty list when it can be trained."""
+    return list(load(recipe, overrides).problems)
+
+
+def load(recipe: str, overrides: Mapping[str, str] | None = None) -> Loaded:
+    """As ``load_config``, but hands back problems and notes instead of raising and logging."""
+    given = {name.removeprefix("--").replace("-", "_"): text for name, text in (overrides or {}).items()}
+    found: list[Problem] = []
+    try:
+        tree = read_tree(*_read(recipe))
+    except ConfigError as error:  # judge the overrides all the same, by themselves
+        found += error.problems
+        tree = Entry({}, recipe)
+    tree, notes = _make_way(tree, given)
+    tree = merge(tree, given, found)
+    decoder = Decoder(problems=found)
+    config = decoder.value(RunConfig, tree)
+    found += rules.problems(config, decoder.places, decoder.broken)
+    return Loaded(config=config, problems=tuple(found), notes=tuple(notes))
+
+
+def config_to_yaml(config: RunConfig) -> str:
+    """The whole config as YAML, every field written out; loading it gives an equal config."""
+    return str(
+        yaml.safe_dump(
+            _plain(config), sort_keys=False, default_flow_style=None, allow_unicode=True, width=100
+        )
+    )
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+# --------------------------------------------------------------------------- finding the recipe
+
+
+def recipe_names() -> list[str]:
+    """The packaged recipes, in alphabetical order."""
+    folder = files("gradatim.config") / "recipes"
+    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
+
+
+def recipe_summary(name: str) -> str:
+    """The comment that opens a packaged recipe: what it is."""
+    text = (files("gradatim.config") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+    return text.partition("\n")[0].removeprefix("#").strip()
+
+
+def _read(recipe: str) -> tuple[bytes, str]:
+    """The bytes of a recipe and the name its lines go by."""
+    names = recipe_names()
+    if recipe in names:
+        return (files("gradatim.config") / "recipes" / f"{recipe}.yaml").read_bytes(), f"{recipe}.yaml"
+    path = Path(recipe)
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ConfigError(Problem(where=recipe, what="a recipe is a file, and this is none"))
+        with path.open("rb") as file:
+            return file.read(LARGEST + 1), recipe
+    except FileNotFoundError:
+        guess = nearest(recipe, names)
+        raise ConfigError(
+            Problem(
+                where=recipe,
+                what="there is no such recipe",
+                got=recipe,
+                allowed=f"{', '.join(names)}, or a YAML file",
+                attempt=guess,
+            )
+        ) from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(Problem(where=recipe, what=f"this recipe cannot be read: {reason}")) from None
+
+
+# --------------------------------------------------------------------------- what overrides replace
+
+
+def _make_way(tree: Entry, overrides: Mapping[str, str]) -> tuple[Entry, list[str]]:
+    """Take out of a recipe what an override makes void: splits of replaced text, fields of a replaced kind."""
+    notes: list[str] = []
+    if "data.train" in overrides:
+        tree, dropped = _drop(
+            tree, "data", lambda key: key in ("valid", "test") and f"data.{key}" not in overrides
+        )
+        notes += [f"--data.train replaces the recipe's text, so its data.{key} is dropped" for key in dropped]
+    kind = overrides.get("model.kind")
+    kinds = variants(hints(RunConfig)["model"])
+    if kind in kinds:
+        own, all_fields = hints(kinds[kind]), {key for cls in kinds.values() for key in hints(cls)}
+        tree, dropped = _drop(tree, "model", lambda key: key in all_fields and key not in own)
+        if dropped:
+            names = ", ".join(f"model.{key}" for key in dropped)
+            notes.append(f"--model.kind {kind} drops the recipe's fields of another kind: {names}")
+    return tree, notes
+
+
+def _drop(tree: Entry, section: str, unwanted: Any) -> tuple[Entry, list[str]]:
+    """The tree without the unwanted keys of one section, and those keys."""
+    if not isinstance(tree.value, dict) or section not in tree.value:
+        return tree, []
+    below = tree.value[section]
+    if not isinstance(below.value, dict):
+        return tree, []
+    kept = {key: entry for key, entry in below.value.items() if not unwanted(key)}
+    dropped = [key for key in below.value if key not in kept]
+    smaller = dataclasses.replace(below, value=kept)
+    return dataclasses.replace(tree, value={**tree.value, section: smaller}), dropped

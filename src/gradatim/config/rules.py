@@ -1,0 +1,297 @@
+"""Rules that a config must keep beyond the type of each field: ranges, and what fields owe each other.
+
+They are judged after overrides have merged, all at once. A rule names the fields it reads; one whose field
+could not be read stays silent, since that is reported already. Each says the nearest values that would do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Set
+from typing import Any
+
+from gradatim.config.describe import scalar_text
+from gradatim.config.settings import GptConfig, RecurrentConfig, RunConfig
+from gradatim.errors import Problem
+
+BUILT_IN = ("python-manual", "installed-docs")
+"""Corpora that every installation has; each brings its own validation and test parts."""
+
+POSITIVE, COUNT, SHARE = "(0, inf)", "[1, inf)", "[0, 1)"
+RANGES: dict[str, str] = {
+    "seed": "[0, 9223372036854775807]",
+    "steps": COUNT,
+    "global_batch": COUNT,
+    "context": COUNT,
+    "max_skipped_steps": "[0, inf)",
+    "model.order": COUNT,
+    "model.additive_count": POSITIVE,
+    "model.window": COUNT,
+    "model.d_model": COUNT,
+    "model.d_embedding": COUNT,
+    "model.d_ff": COUNT,
+    "model.n_layers": COUNT,
+    "model.n_heads": COUNT,
+    "model.n_kv_heads": COUNT,
+    "model.dropout": SHARE,
+    "model.embedding_dropout": SHARE,
+    "model.weight_drop": SHARE,
+    "model.rope_theta": POSITIVE,
+    "model.norm_eps": POSITIVE,
+    "model.vocab_multiple": COUNT,
+    "data.tokenizer.vocab_size": "[2, 2147483647]",
+    "data.tokenizer.min_count": COUNT,
+    "optimizer.lr": POSITIVE,
+    "optimizer.min_lr": "[0, inf)",
+    "optimizer.warmup": "[0, inf)",
+    "optimizer.decay_steps": COUNT,
+    "optimizer.betas": SHARE,
+    "optimizer.eps": POSITIVE,
+    "optimizer.weight_decay": "[0, inf)",
+    "optimizer.clip": POSITIVE,
+    "layout.tp": COUNT,
+    "layout.pp": COUNT,
+    "layout.dp": COUNT,
+    "layout.chunks": COUNT,
+    "layout.microbatch": COUNT,
+    "evaluation.every": COUNT,
+    "evaluation.tokens": COUNT,
+    "evaluation.patience": COUNT,
+    "checkpoint.every": COUNT,
+    "checkpoint.keep": COUNT,
+}
+"""The interval each number lies in; null, where a field admits it, always does."""
+
+LATER = "this version trains in one process; layouts of several ranks come with a later one"
+
+
+def problems(
+    config: RunConfig, places: Mapping[str, str] | None = None, broken: Set[str] = frozenset()
+) -> list[Problem]:
+    """Everything in ``config`` that breaks a rule.
+
+    ``places`` says where a dotted field was set (``my.yaml:3``); rules on a field in ``broken`` are left out.
+    """
+    ranges = _Rules(config, places or {}, set(broken))
+    for path, interval in RANGES.items():
+        _in_range(ranges, path, interval)
+    # A number out of its range is one problem, not also the reason of others.
+    rules = _Rules(config, places or {}, broken | ranges.failed)
+    for group in (_model, _optimizer, _layout, _data, _evaluation):
+        group(config, rules)
+    return ranges.found + rules.found
+
+
+class _Rules:
+    """Collects what fails, and knows where each field was set."""
+
+    def __init__(self, config: RunConfig, places: Mapping[str, str], broken: Set[str]) -> None:
+        self.config, self.places, self.broken = config, places, broken
+        self.found: list[Problem] = []
+        self.failed: set[str] = set()
+
+    def get(self, path: str) -> Any:
+        """The value at a dotted path; None where this kind of model has no such field."""
+        value: Any = self.config
+        for name in path.split("."):
+            value = getattr(value, name, None)
+        return value
+
+    def readable(self, path: str) -> bool:
+        """Whether neither the field nor a section above it was in error."""
+        parts = path.split(".")
+        return not any(".".join(parts[: i + 1]) in self.broken for i in range(len(parts)))
+
+    def require(self, kept: bool, fields: str, what: str, *, allowed: str = "", attempt: str = "") -> None:
+        """Note a problem unless ``kept``. ``fields``: the dotted names that the rule reads, the one to change first."""
+        paths = fields.split()
+        if kept or not all(map(self.readable, paths)):
+            return
+        self.failed.update(paths)
+        where = next((self.places[path] for path in paths if path in self.places), paths[0])
+        got = ", ".join(f"{path} {scalar_text(self.get(path))}" for path in paths)
+        self.found.append(Problem(where=where, what=what, got=got, allowed=allowed, attempt=attempt))
+
+
+def _in_range(rules: _Rules, path: str, interval: str) -> None:
+    """Hold every number at ``path`` to an interval such as ``[0, 1)``."""
+    value = rules.get(path)
+    low, high = (float(bound) for bound in interval[1:-1].split(","))
+    open_low, open_high = interval[0] == "(", interval[-1] == ")"
+    if high == math.inf:
+        words = f"above {low:g}" if open_low else f"at least {low:g}"
+    else:
+        words = f"from {low:g} to {'below ' if open_high else ''}{high:.15g}"
+    for number in value if isinstance(value, tuple) else [] if value is None else [value]:
+        kept = (low < number if open_low else low <= number) and (
+            number < high if open_high else number <= high
+        )
+        bound = low if number < low and not open_low else high if number > high and not open_high else None
+        attempt = f"--{path} {bound:.15g}" if bound is not None and not isinstance(value, tuple) else ""
+        rules.require(kept, path, f"{path} is out of range", allowed=words, attempt=attempt)
+
+
+def _model(config: RunConfig, rules: _Rules) -> None:
+    model = config.model
+    if isinstance(model, RecurrentConfig):
+        rules.require(
+            config.data.packing == "across",
+            "data.packing model.kind",
+            "a recurrent model reads its text as one stream, across the ends of documents",
+            allowed="across",
+            attempt="--data.packing across",
+        )
+    if not isinstance(model, GptConfig):
+        return
+    heads = min(max(model.n_heads, 1), max(model.d_model, 1))
+    rules.require(
+        model.d_model % max(model.n_heads, 1) == 0,
+        "model.n_heads model.d_model",
+        "the heads must share the width evenly",
+        allowed=f"n_heads {_either(_divisors(model.d_model, heads))}, "
+        f"or d_model {_either(_multiples(heads, model.d_model))}",
+        attempt=f"--model.n_heads {_divisors(model.d_model, heads)[0]}",
+    )
+    groups = _divisors(model.n_heads, model.n_kv_heads or 1)
+    rules.require(
+        model.n_heads % (model.n_kv_heads or model.n_heads or 1) == 0,
+        "model.n_kv_heads model.n_heads",
+        "each head of keys and values serves equally many query heads",
+        allowed=f"n_kv_heads {_either(groups)}",
+        attempt=f"--model.n_kv_heads {groups[0]}",
+    )
+    rules.require(
+        model.positions != "rotary" or model.d_model // max(model.n_heads, 1) % 2 == 0,
+        "model.d_model model.n_heads model.positions",
+        "rotary positions turn pairs, so a head's width (d_model / n_heads) must be even",
+        allowed=f"d_model {_either(_multiples(2 * heads, model.d_model))}",
+        attempt="--model.positions learned",
+    )
+
+
+def _optimizer(config: RunConfig, rules: _Rules) -> None:
+    optimizer, steps = config.optimizer, config.steps
+    rules.require(
+        optimizer.warmup <= steps,
+        "optimizer.warmup steps",
+        "the rate would still be rising when the run ends",
+        allowed=f"at most {steps}",
+        attempt=f"--optimizer.warmup {steps // 10}",
+    )
+    rules.require(
+        optimizer.min_lr <= optimizer.lr,
+        "optimizer.min_lr optimizer.lr",
+        "the final rate lies above the peak",
+        allowed=f"at most {optimizer.lr:g}",
+        attempt=f"--optimizer.min_lr {optimizer.lr / 10:g}",
+    )
+    rest = steps - optimizer.warmup
+    rules.require(
+        optimizer.schedule != "warmup-stable-decay" or rest < 1 or (optimizer.decay_steps or 1) <= rest,
+        "optimizer.decay_steps steps optimizer.warmup",
+        "the final fall does not fit between warm-up and end",
+        allowed=f"at most {rest}",
+        attempt=f"--optimizer.decay_steps {max(rest // 10, 1)}",
+    )
+
+
+def _layout(config: RunConfig, rules: _Rules) -> None:
+    layout = config.layout
+    for name, serial in {
+        "tp": 1,
+        "pp": 1,
+        "dp": 1,
+        "chunks": 1,
+        "sequence_parallel": False,
+        "zero": 0,
+    }.items():
+        path = f"layout.{name}"
+        kept = rules.get(path) == serial
+        rules.require(
+            kept, path, LATER, allowed=scalar_text(serial), attempt=f"--{path} {scalar_text(serial)}"
+        )
+    rules.require(
+        layout.recompute == "none",
+        "layout.recompute",
+        "recomputation comes with a later version",
+        allowed="none",
+        attempt="--layout.recompute none",
+    )
+    if layout.microbatch is not None:
+        sizes = _divisors(config.global_batch, layout.microbatch)
+        rules.require(
+            config.global_batch % layout.microbatch == 0,
+            "layout.microbatch global_batch",
+            "microbatches must share the batch evenly",
+            allowed=f"microbatch {_either(sizes)}, or global_batch "
+            f"{_either(_multiples(layout.microbatch, config.global_batch))}",
+            attempt=f"--layout.microbatch {sizes[0]}",
+        )
+
+
+def _data(config: RunConfig, rules: _Rules) -> None:
+    data = config.data
+    rules.require(
+        bool(data.train),
+        "data.train",
+        "there is nothing to learn from",
+        allowed=f"{', '.join(BUILT_IN)} or files",
+        attempt=f"--data.train {BUILT_IN[0]}",
+    )
+    for split in ("valid", "test"):
+        both = sorted(set(data.train) & set(getattr(data, split)))
+        rules.require(
+            not both,
+            f"data.{split} data.train",
+            f"{split} holds text that is learned from ({', '.join(both)}), so it would flatter the model",
+            allowed="other files than data.train",
+            attempt=f'--data.{split} ""',
+        )
+    tokenizer = data.tokenizer
+    if tokenizer.path is not None:
+        return
+    rules.require(
+        tokenizer.vocab_size is not None or tokenizer.kind in ("char", "word"),
+        "data.tokenizer.vocab_size data.tokenizer.kind",
+        "pieces can be merged without end, so this kind needs a size",
+        allowed="a whole number",
+        attempt="--data.tokenizer.vocab_size 8192",
+    )
+    rules.require(
+        tokenizer.kind != "bpe" or tokenizer.vocab_size is None or tokenizer.vocab_size >= 257,
+        "data.tokenizer.vocab_size data.tokenizer.kind",
+        "byte-level BPE starts from 256 bytes and the mark between documents",
+        allowed="at least 257",
+        attempt="--data.tokenizer.vocab_size 257",
+    )
+
+
+def _evaluation(config: RunConfig, rules: _Rules) -> None:
+    held_out = bool(config.data.valid) or bool(set(config.data.train) & set(BUILT_IN))
+    rules.require(
+        config.evaluation.patience is None or held_out,
+        "evaluation.patience data.valid",
+        "without validation text there is no best, so nothing to be patient for",
+        allowed="null, or some data.valid",
+        attempt="--evaluation.patience null",
+    )
+
+
+# --------------------------------------------------------------------------- nearest legal values
+
+
+def _divisors(number: int, near: int) -> list[int]:
+    """The two divisors of ``number`` closest to ``near``, closest first."""
+    number = max(number, 1)
+    small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
+    return sorted({*small, *(number // d for d in small)}, key=lambda d: abs(d - near))[:2]
+
+
+def _multiples(factor: int, near: int) -> list[int]:
+    """The positive multiples of ``factor`` around ``near``."""
+    below = near // factor * factor
+    return [m for m in (below, below + factor) if m > 0]
+
+
+def _either(numbers: list[int]) -> str:
+    return " or ".join(map(str, sorted(numbers)))
