@@ -169,10 +169,15 @@ def _usage_problem(failure: click.ClickException) -> Problem:
     """One of click's own complaints, as a problem of ours."""
     ctx = failure.ctx if isinstance(failure, click.UsageError) else None
     path = ctx.command_path if ctx else "gradatim"
-    attempt = f"{path} --help"
+    attempt, allowed = f"{path} --help", ""
     if isinstance(failure, click.NoSuchOption) and failure.possibilities:
         attempt = sorted(failure.possibilities)[0]
-    return Problem(where=path, what=failure.format_message().rstrip("."), attempt=attempt)
+    if isinstance(failure, click.MissingParameter) and failure.param and failure.param.name == "recipe":
+        from gradatim.config import recipe_names
+
+        allowed = f"{', '.join(recipe_names())}, or a YAML file"
+    what = failure.format_message().rstrip(".")
+    return Problem(where=path, what=what[:1].lower() + what[1:], allowed=allowed, attempt=attempt)
 
 
 def _defect(failure: Exception) -> GradatimError:

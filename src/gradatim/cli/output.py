@@ -132,9 +132,11 @@ class Verb(click.Command):
         """Write the options and, where overrides are taken, every config field."""
         super().format_options(ctx, formatter)
         if self.takes_overrides:
+            from gradatim.config import recipe_names, recipe_summary
             from gradatim.config.describe import sections
 
-            for title, rows in sections():
+            recipes = [(name, recipe_summary(name)) for name in recipe_names()]
+            for title, rows in [("Recipes", recipes), *sections()]:
                 with formatter.section(title):
                     formatter.write_dl(rows)
 

@@ -58,7 +58,7 @@ class Decoder:
                 return _coerce(hint, entry)
             except ValueError as error:
                 attempt = str(error) if isinstance(error, _WrongError) else ""
-                return self._wrong(path, entry, f"{path} cannot be this", type_text(hint), attempt)
+                return self._wrong(path, entry, f"this value does not fit {path}", type_text(hint), attempt)
         if not isinstance(entry.value, dict):
             attempt = f"{path}.kind {entry.value}" if entry.value in kinds else ""
             return self._wrong(path, entry, f"{path} is a section, not a value", "its fields", attempt)

@@ -18,6 +18,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from gradatim.config.settings import RunConfig
 
 _NAMES: dict[Any, str] = {int: "whole number", float: "number", bool: "true|false", str: "text"}
+_METAVARS: dict[Any, str] = {int: "N", float: "X", bool: "true|false", str: "TEXT"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +33,8 @@ class Setting:
     """Its default as YAML shows it."""
     sentence: str
     """The sentence under the field."""
+    metavar: str
+    """The same as ``allowed``, short, as ``--help`` shows it after the flag."""
 
 
 @cache
@@ -79,6 +82,17 @@ def type_text(hint: Any) -> str:
     return "a section"
 
 
+def _metavar(hint: Any) -> str:
+    arguments = get_args(hint)
+    if hint in _METAVARS:
+        return _METAVARS[hint]
+    if get_origin(hint) is tuple:
+        return ",".join("…" if a is Ellipsis else _metavar(a) for a in arguments)
+    if get_origin(hint) is Literal:
+        return type_text(hint)
+    return "|".join("null" if a is type(None) else _metavar(a) for a in arguments)
+
+
 def scalar_text(value: object) -> str:
     """A default or a wrong value as YAML (and an override) would write it."""
     if value is None:
@@ -106,6 +120,7 @@ def settings(cls: type = RunConfig, prefix: str = "") -> Iterator[Setting]:
                 allowed=type_text(hint),
                 default=scalar_text(value),
                 sentence=field_help(cls)[name],
+                metavar=_metavar(hint),
             )
 
 
@@ -145,4 +160,4 @@ def sections() -> list[tuple[str, list[tuple[str, str]]]]:
 
 
 def _row(setting: Setting) -> tuple[str, str]:
-    return f"--{setting.path} {setting.allowed.replace(' ', '-')}", f"{setting.sentence} [{setting.default}]"
+    return f"--{setting.path} {setting.metavar}", f"{setting.sentence} [{setting.default}]"

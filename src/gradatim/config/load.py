@@ -72,7 +72,13 @@ def load(recipe: str, overrides: Mapping[str, str] | None = None) -> Loaded:
     decoder = Decoder(problems=found)
     config = decoder.value(RunConfig, tree)
     found += rules.problems(config, decoder.places, decoder.broken)
-    return Loaded(config=config, problems=tuple(found), notes=tuple(notes))
+    return Loaded(config=config, problems=tuple(sorted(found, key=_reading_order)), notes=tuple(notes))
+
+
+def _reading_order(problem: Problem) -> tuple[bool, int]:
+    """The recipe's problems by line, then those of the overrides as they were given."""
+    line = problem.where.rpartition(":")[2]
+    return problem.where.startswith("--"), int(line) if line.isdecimal() else 0
 
 
 def config_to_yaml(config: RunConfig) -> str:
@@ -136,7 +142,7 @@ def _read(recipe: str) -> tuple[bytes, str]:
 
 
 def _make_way(tree: Entry, overrides: Mapping[str, str]) -> tuple[Entry, list[str]]:
-    """Take out of a recipe what an override makes void: splits of replaced text, fields of a replaced kind."""
+    """Take out of a recipe what an override makes void: splits of other text, fields of another kind."""
     notes: list[str] = []
     if "data.train" in overrides:
         tree, dropped = _drop(

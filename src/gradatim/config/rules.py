@@ -19,7 +19,7 @@ BUILT_IN = ("python-manual", "installed-docs")
 
 POSITIVE, COUNT, SHARE = "(0, inf)", "[1, inf)", "[0, 1)"
 RANGES: dict[str, str] = {
-    "seed": "[0, 9223372036854775807]",
+    "seed": "[0, 4294967295]",
     "steps": COUNT,
     "global_batch": COUNT,
     "context": COUNT,
@@ -103,7 +103,7 @@ class _Rules:
         return not any(".".join(parts[: i + 1]) in self.broken for i in range(len(parts)))
 
     def require(self, kept: bool, fields: str, what: str, *, allowed: str = "", attempt: str = "") -> None:
-        """Note a problem unless ``kept``. ``fields``: the dotted names that the rule reads, the one to change first."""
+        """Note a problem unless ``kept``. ``fields``: what the rule reads, dotted, the one to mend first."""
         paths = fields.split()
         if kept or not all(map(self.readable, paths)):
             return

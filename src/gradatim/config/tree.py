@@ -2,7 +2,7 @@
 
 Overrides merge into the tree before it is decoded (``decode.py``), so a recipe that is only right with its
 overrides passes, and both are judged alike. Scalars stay text until a declared type says what they are:
-PyYAML alone reads ``1e-3`` as a string and ``on`` as True. Tags, aliases, deep nesting and huge files are refused.
+PyYAML alone reads ``1e-3`` as a string and ``on`` as True. Tags, aliases, deep nesting, huge files: refused.
 """
 
 from __future__ import annotations
@@ -149,7 +149,9 @@ def _put(tree: Entry, path: list[str], leaf: Entry, problems: list[Problem]) -> 
     if not isinstance(tree.value, dict):
         problems.append(
             Problem(
-                where=leaf.where, what=f"{tree.where} is no section that could hold this", got=tree.text()
+                where=leaf.where,
+                what=f"what this would be set in ({tree.where}) is a value, not a section",
+                got=tree.text(),
             )
         )
         return tree

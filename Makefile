@@ -1,0 +1,47 @@
+# Everything needs only make and Python >= 3.11; the virtual environment in .venv is made on the way.
+#
+#   make demo    train the ladder on the embedded corpus, compare its rungs, write runs/demo/report.html
+#   make test    run the tests
+#   make lint    ruff and mypy
+#   make clean   remove the environment and what tools left behind (runs/ stays)
+
+PYTHON ?= $(shell for candidate in python3.13 python3.12 python3.11 python3 python; do \
+	$$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$candidate && break; \
+	done)
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
+# Two threads at most: the tests' matrices are too small to gain from more.
+THREADS ?= 2
+
+.PHONY: demo test lint clean help
+help:
+	@sed -n 's/^#   //p' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed
+	$(BIN)/gradatim demo
+
+test: $(VENV)/.installed-test
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests benchmarks docs -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Stamps: a second call installs nothing, a changed dependency or pin installs again.
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "gradatim needs Python >= 3.11 and found none; name one with make PYTHON=/path/to/python3"; exit 1; } >&2
+	$(PYTHON) -m venv $(VENV) || { echo "could not make $(VENV): on Debian and Ubuntu, apt install python3-venv"; rm -rf $(VENV); exit 1; } >&2
+
+$(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
+	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(INSTALL) -e '.[test]'
+	@touch $@
