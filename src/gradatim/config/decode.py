@@ -32,6 +32,7 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
 
 _BROKEN: Any = object()
 _NULLS = {"", "~", "null", "Null", "NULL"}
+_MEANT = {"yes": "true", "on": "true", "1": "true", "no": "false", "off": "false", "0": "false"}
 
 
 class _WrongError(ValueError):
@@ -168,17 +169,12 @@ def _coerce(hint: Any, entry: Entry) -> Any:
     if hint is bool:
         answers = {"true": True, "false": False}
         if text.lower() not in answers:
-            raise _WrongError(
-                {"yes": "true", "on": "true", "1": "true", "no": "false", "off": "false", "0": "false"}.get(
-                    text.lower(), ""
-                )
-            )
+            raise _WrongError(_MEANT.get(text.lower(), ""))
         return answers[text.lower()]
     if hint is int:
         if not re.fullmatch(r"[+-]?\d+(_\d+)*", text, re.ASCII):
-            raise _WrongError(
-                str(int(float(text))) if re.fullmatch(r"[+-]?\d+\.?\d*([eE]\+?\d{1,2})?", text) else ""
-            )
+            rounds = re.fullmatch(r"[+-]?\d{1,9}(\.\d*)?([eE]\+?\d)?", text, re.ASCII)
+            raise _WrongError(str(int(float(text))) if rounds else "")
         return int(text)
     if hint is float:
         number = float(text)

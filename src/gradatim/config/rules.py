@@ -6,6 +6,7 @@ could not be read stays silent, since that is reported already. Each says the ne
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Set
 from typing import Any
@@ -17,7 +18,7 @@ from gradatim.errors import Problem
 BUILT_IN = ("python-manual", "installed-docs")
 """Corpora that every installation has; each brings its own validation and test parts."""
 
-POSITIVE, COUNT, SHARE = "(0, inf)", "[1, inf)", "[0, 1)"
+POSITIVE, COUNT, SHARE = "(0, inf)", "[1, 2147483647]", "[0, 1)"
 RANGES: dict[str, str] = {
     "seed": "[0, 4294967295]",
     "steps": COUNT,
@@ -75,7 +76,9 @@ def problems(
     ranges = _Rules(config, places or {}, set(broken))
     for path, interval in RANGES.items():
         _in_range(ranges, path, interval)
-    # A number out of its range is one problem, not also the reason of others.
+    # A number out of its range is one problem, not also the cause of others: the rules below see its default.
+    for path in ranges.failed:
+        config = _with_default(config, path.split("."))
     rules = _Rules(config, places or {}, broken | ranges.failed)
     for group in (_model, _optimizer, _layout, _data, _evaluation):
         group(config, rules)
@@ -108,9 +111,17 @@ class _Rules:
         if kept or not all(map(self.readable, paths)):
             return
         self.failed.update(paths)
-        where = next((self.places[path] for path in paths if path in self.places), paths[0])
+        set_at = [self.places[path] for path in paths if path in self.places]
+        where = next((place for place in set_at if place.startswith("--")), (set_at or paths)[0])
         got = ", ".join(f"{path} {scalar_text(self.get(path))}" for path in paths)
         self.found.append(Problem(where=where, what=what, got=got, allowed=allowed, attempt=attempt))
+
+
+def _with_default(section: Any, path: list[str]) -> Any:
+    """The section with the default at a dotted path."""
+    name, *rest = path
+    inner = _with_default(getattr(section, name), rest) if rest else getattr(type(section)(), name)
+    return dataclasses.replace(section, **{name: inner})
 
 
 def _in_range(rules: _Rules, path: str, interval: str) -> None:
@@ -118,16 +129,19 @@ def _in_range(rules: _Rules, path: str, interval: str) -> None:
     value = rules.get(path)
     low, high = (float(bound) for bound in interval[1:-1].split(","))
     open_low, open_high = interval[0] == "(", interval[-1] == ")"
-    if high == math.inf:
-        words = f"above {low:g}" if open_low else f"at least {low:g}"
-    else:
-        words = f"from {low:g} to {'below ' if open_high else ''}{high:.15g}"
     for number in value if isinstance(value, tuple) else [] if value is None else [value]:
         kept = (low < number if open_low else low <= number) and (
             number < high if open_high else number <= high
         )
-        bound = low if number < low and not open_low else high if number > high and not open_high else None
-        attempt = f"--{path} {bound:.15g}" if bound is not None and not isinstance(value, tuple) else ""
+        if number <= low:
+            bound, closed, words = low, not open_low, f"above {low:g}" if open_low else f"at least {low:g}"
+        else:
+            bound, closed, words = (
+                high,
+                not open_high,
+                f"below {high:g}" if open_high else f"at most {high:.15g}",
+            )
+        attempt = f"--{path} {bound:.15g}" if closed and not isinstance(value, tuple) else ""
         rules.require(kept, path, f"{path} is out of range", allowed=words, attempt=attempt)
 
 
@@ -143,9 +157,9 @@ def _model(config: RunConfig, rules: _Rules) -> None:
         )
     if not isinstance(model, GptConfig):
         return
-    heads = min(max(model.n_heads, 1), max(model.d_model, 1))
+    heads = min(model.n_heads, model.d_model)
     rules.require(
-        model.d_model % max(model.n_heads, 1) == 0,
+        model.d_model % model.n_heads == 0,
         "model.n_heads model.d_model",
         "the heads must share the width evenly",
         allowed=f"n_heads {_either(_divisors(model.d_model, heads))}, "
@@ -154,14 +168,14 @@ def _model(config: RunConfig, rules: _Rules) -> None:
     )
     groups = _divisors(model.n_heads, model.n_kv_heads or 1)
     rules.require(
-        model.n_heads % (model.n_kv_heads or model.n_heads or 1) == 0,
+        model.n_heads % (model.n_kv_heads or model.n_heads) == 0,
         "model.n_kv_heads model.n_heads",
         "each head of keys and values serves equally many query heads",
         allowed=f"n_kv_heads {_either(groups)}",
         attempt=f"--model.n_kv_heads {groups[0]}",
     )
     rules.require(
-        model.positions != "rotary" or model.d_model // max(model.n_heads, 1) % 2 == 0,
+        model.positions != "rotary" or model.d_model // model.n_heads % 2 == 0,
         "model.d_model model.n_heads model.positions",
         "rotary positions turn pairs, so a head's width (d_model / n_heads) must be even",
         allowed=f"d_model {_either(_multiples(2 * heads, model.d_model))}",
@@ -281,10 +295,11 @@ def _evaluation(config: RunConfig, rules: _Rules) -> None:
 
 
 def _divisors(number: int, near: int) -> list[int]:
-    """The two divisors of ``number`` closest to ``near``, closest first."""
-    number = max(number, 1)
+    """The divisors of ``number`` next below and above ``near``, the closer first."""
     small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
-    return sorted({*small, *(number // d for d in small)}, key=lambda d: abs(d - near))[:2]
+    divisors = {*small, *(number // d for d in small)}
+    around = {max(d for d in divisors if d <= near), min((d for d in divisors if d >= near), default=number)}
+    return sorted(around, key=lambda d: abs(d - near))
 
 
 def _multiples(factor: int, near: int) -> list[int]:
