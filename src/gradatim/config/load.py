@@ -83,11 +83,24 @@ def _reading_order(problem: Problem) -> tuple[bool, int]:
 
 def config_to_yaml(config: RunConfig) -> str:
     """The whole config as YAML, every field written out; loading it gives an equal config."""
-    return str(
-        yaml.safe_dump(
-            _plain(config), sort_keys=False, default_flow_style=None, allow_unicode=True, width=100
-        )
-    )
+    style: dict[str, Any] = {
+        "sort_keys": False,
+        "default_flow_style": None,
+        "allow_unicode": True,
+        "width": 100,
+    }
+    return str(yaml.dump(_plain(config), Dumper=_Dumper, **style))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Escapes unprintable characters in text: parsers fold U+0085 and its like as if they were line ends."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
+
+
+_Dumper.add_representer(str, _represent_text)
 
 
 def _plain(value: Any) -> Any:
