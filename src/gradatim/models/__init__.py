@@ -1,1 +1,33 @@
 """Models as plain mathematics: no file here knows of ranks, training loops or commands."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gradatim.config.settings import GptConfig, ModelConfig, RecurrentConfig, WindowConfig
+
+if TYPE_CHECKING:
+    from gradatim.models.neural import NeuralLanguageModel
+
+
+def build_model(config: ModelConfig, vocab_size: int, context: int, seed: int = 0) -> NeuralLanguageModel:
+    """A neural model with its initial weights, a pure function of the arguments. N-grams are fitted instead."""
+    from gradatim.models.layers.init import initialise
+
+    model: NeuralLanguageModel
+    if isinstance(config, GptConfig):
+        from gradatim.models.gpt import GPT
+
+        model = GPT(config, vocab_size, context)
+    elif isinstance(config, RecurrentConfig):
+        from gradatim.models.recurrent import RecurrentLM
+
+        model = RecurrentLM(config, vocab_size)
+    elif isinstance(config, WindowConfig):
+        from gradatim.models.window import WindowLM
+
+        model = WindowLM(config, vocab_size)
+    else:
+        raise TypeError(f"{type(config).__name__} is fitted by counting (models.ngram), not built")
+    initialise(model, seed)
+    return model

@@ -47,9 +47,7 @@ class LanguageModel(Protocol):
         """The state before anything has been read, for ``batch`` sequences (given ``source``, in translators)."""
         ...
 
-    def __call__(
-        self, ids: Int[Tensor, "b t"], state: Any
-    ) -> tuple[Float[Tensor, "b t v"], Any]:
+    def __call__(self, ids: Int[Tensor, "b t"], state: Any) -> tuple[Float[Tensor, "b t v"], Any]:
         """Log-probabilities of the token after each id, and the state after the last."""
         ...
 

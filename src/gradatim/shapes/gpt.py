@@ -1,0 +1,80 @@
+"""What a decoder-only Transformer consists of: parameters with shape and split, matmuls, FLOPs. No torch.
+
+Splits over tensor-parallel ranks are those of Shoeybi et al. 2019 (arXiv:1909.08053): the first matrix of a pair by output
+rows (``COLUMN``: the weight is stored ``[out, in]``, the maths is x·Wᵀ, whose columns are W's rows), the second by input columns
+(``ROW``), vocabularies by rows (``VOCAB``), everything else whole on every rank.
+"""
+
+from __future__ import annotations
+
+from gradatim.config.settings import GptConfig
+from gradatim.shapes.parameters import COLUMN, REPLICATED, ROW, VOCAB, Matmul, ParameterShape
+
+
+def padded_vocabulary(vocab_size: int, multiple: int) -> int:
+    """Rows of the embedding and output matrix."""
+    return -(-vocab_size // multiple) * multiple
+
+
+def feed_forward_width(config: GptConfig) -> int:
+    """``d_ff``, or its customary value."""
+    if config.d_ff is not None:
+        return config.d_ff
+    if config.activation == "swiglu":
+        return -(-8 * config.d_model // (3 * 64)) * 64
+    return 4 * config.d_model
+
+
+def _linear(name: str, out: int, into: int, split: str, bias: bool) -> list[ParameterShape]:
+    rows = [ParameterShape(f"{name}.weight", (out, into), split)]
+    if bias:  # the bias of a row-split matrix is added once, after the sum over ranks
+        rows.append(ParameterShape(f"{name}.bias", (out,), COLUMN if split == COLUMN else REPLICATED))
+    return rows
+
+
+def _norm(name: str, config: GptConfig) -> list[ParameterShape]:
+    names = ["weight", "bias"] if config.norm == "layer" and config.bias else ["weight"]
+    return [ParameterShape(f"{name}.{end}", (config.d_model,), REPLICATED) for end in names]
+
+
+def parameters(config: GptConfig, vocab_size: int, context: int) -> list[ParameterShape]:
+    """Every parameter in the order of the model; a tied matrix stands once, at the embedding."""
+    d, f = config.d_model, feed_forward_width(config)
+    head_dim = d // config.n_heads
+    kv = config.n_kv_heads or config.n_heads
+    rows = padded_vocabulary(vocab_size, config.vocab_multiple)
+    found = [ParameterShape("embed.tokens.weight", (rows, d), VOCAB)]
+    if config.positions == "learned":
+        found.append(ParameterShape("embed.positions.weight", (context, d), REPLICATED))
+    for layer in range(config.n_layers):
+        block = f"blocks.{layer}"
+        found += _norm(f"{block}.norm1", config)
+        found += _linear(
+            f"{block}.attention.qkv", (config.n_heads + 2 * kv) * head_dim, d, COLUMN, config.bias
+        )
+        found += _linear(f"{block}.attention.out", d, config.n_heads * head_dim, ROW, config.bias)
+        found += _norm(f"{block}.norm2", config)
+        if config.activation == "swiglu":
+            found += _linear(f"{block}.mlp.gate", f, d, COLUMN, config.bias)
+        found += _linear(f"{block}.mlp.up", f, d, COLUMN, config.bias)
+        found += _linear(f"{block}.mlp.down", d, f, ROW, config.bias)
+    found += _norm("norm", config)
+    if not config.tied:
+        found.append(ParameterShape("output.weight", (rows, d), VOCAB))
+    return found
+
+
+def matmuls(config: GptConfig, vocab_size: int, context: int) -> list[Matmul]:
+    """Forward matmuls for one token of a sequence of ``context``, attention counted over the whole square."""
+    d, f, head_dim = config.d_model, feed_forward_width(config), config.d_model // config.n_heads
+    kv = config.n_kv_heads or config.n_heads
+    layers = config.n_layers
+    return [
+        Matmul("attention.qkv", (config.n_heads + 2 * kv) * head_dim, d, layers),
+        Matmul("attention.scores", context, config.n_heads * head_dim, layers),
+        Matmul("attention.values", config.n_heads * head_dim, context, layers),
+        Matmul("attention.out", d, config.n_heads * head_dim, layers),
+        Matmul("mlp.up", f * (2 if config.activation == "swiglu" else 1), d, layers),
+        Matmul("mlp.down", d, f, layers),
+        Matmul("output", vocab_size, d, 1),
+    ]

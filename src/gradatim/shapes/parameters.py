@@ -1,0 +1,43 @@
+"""The vocabulary of shapes: a parameter with its split, a matmul, and counts over lists of them. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+COLUMN, ROW, VOCAB, REPLICATED = "column", "row", "vocab", "replicated"
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterShape:
+    """One parameter: the name it has in the model, its shape, and how tensor parallelism splits it."""
+
+    name: str
+    shape: tuple[int, ...]
+    split: str = REPLICATED
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Matmul:
+    """``times`` products of an ``[out, into]`` matrix with one token's vector in a forward pass."""
+
+    name: str
+    out: int
+    into: int
+    times: int = 1
+
+    @property
+    def flops(self) -> int:
+        """Multiplications and additions, forward, per token."""
+        return 2 * self.out * self.into * self.times
+
+
+def training_flops(matmuls: Iterable[Matmul]) -> int:
+    """Model FLOPs of a training step per token: the backward pass does each product twice."""
+    return 3 * sum(matmul.flops for matmul in matmuls)
