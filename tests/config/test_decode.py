@@ -144,9 +144,7 @@ def test_kinds_choose_the_dataclass() -> None:
 
 
 def test_every_problem_at_once_with_its_line() -> None:
-    text = (
-        "steps: x\nmodel:\n  kind: gpt\n  d_model: y\n  odrer: 2\noptimizer:\n  schedule: cosin\nlayuot: {}\n"
-    )
+    text = "steps: x\nmodel:\n  kind: gpt\n  d_model: y\n  odrer: 2\noptimizer:\n  schedule: cosin\nlayuot: {}\n"
     _, problems = decode(text)
     assert [p.where for p in problems] == ["r.yaml:1", "r.yaml:4", "r.yaml:5", "r.yaml:7", "r.yaml:8"]
 
@@ -177,9 +175,7 @@ def test_no_recipe_at_all(text: bytes, what: str) -> None:
 
 def test_python_objects_are_never_built(tmp_path: Any) -> None:
     marker = tmp_path / "marker"
-    text = (
-        f"steps: !!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path ['{marker}']]"
-    )
+    text = f"steps: !!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path ['{marker}']]"
     with pytest.raises(ConfigError):
         read_tree(text.encode(), "r.yaml")
     assert not marker.exists()
@@ -215,8 +211,7 @@ def anything(hint: Any) -> st.SearchStrategy[Any]:
         int: st.integers(),
         float: st.floats(allow_nan=False, allow_infinity=False),
         bool: st.booleans(),
-        str: st.text(max_size=8)
-        | st.sampled_from(["null", "~", "1e-3", "a,b", "yes", "- x", "#", "*a", "\x85"]),
+        str: st.text(max_size=8) | st.sampled_from(["null", "~", "1e-3", "a,b", "yes", "- x", "#", "*a", "\x85"]),
         type(None): st.none(),
     }
     return simple[hint]

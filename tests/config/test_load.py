@@ -12,6 +12,22 @@ from gradatim.config import check_config, config_to_yaml, load, load_config, rec
 from gradatim.config.settings import GptConfig, NgramConfig, RecurrentConfig
 from gradatim.errors import ConfigError
 
+GPT = """\
+steps: 3000
+global_batch: 16
+model: {kind: gpt, d_model: 192, n_layers: 4, n_heads: 6, dropout: 0.1}
+optimizer: {lr: 1e-3, warmup: 100, min_lr: 1e-4}
+"""
+
+
+@pytest.fixture(autouse=True)
+def recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work where gpt.yaml and lstm.yaml lie; the packaged recipes may be tuned at any time."""
+    monkeypatch.chdir(tmp_path)
+    Path("gpt.yaml").write_text(GPT)
+    Path("lstm.yaml").write_text("model: {kind: lstm}")
+
+
 STABLE = {"bigram", "ngram", "window", "rnn", "lstm", "gru", "gpt", "demo"}
 
 
@@ -41,9 +57,7 @@ def transformer_parameters(name: str) -> int:
     feed_forward = (3 if m.activation == "swiglu" else 2) * d * (m.d_ff or 4 * d)
     biases = (4 * d + (m.d_ff or 4 * d) + d) if m.bias else 0
     norms = 2 * d * (2 if m.bias else 1)
-    embeddings = vocabulary * d * (1 if m.tied else 2) + (
-        config.context * d if m.positions == "learned" else 0
-    )
+    embeddings = vocabulary * d * (1 if m.tied else 2) + (config.context * d if m.positions == "learned" else 0)
     return m.n_layers * (attention + feed_forward + biases + norms) + embeddings + norms // 2
 
 
@@ -71,7 +85,7 @@ def test_overrides_reach_every_depth_and_spelling() -> None:
     assert (config.steps, config.optimizer.warmup, config.data.tokenizer.kind) == (7, 2, "char")
     assert isinstance(config.model, GptConfig)
     assert config.model.d_model == 96
-    assert config.optimizer.lr == load_config("gpt").optimizer.lr  # its neighbours stay
+    assert config.optimizer.lr == load_config("gpt.yaml").optimizer.lr  # its neighbours stay
 
 
 def test_an_override_of_the_recipes_own_kind_is_applied() -> None:
@@ -81,21 +95,21 @@ def test_an_override_of_the_recipes_own_kind_is_applied() -> None:
 
 
 def test_an_override_of_another_kind_says_whose_it_is() -> None:
-    (problem,) = check_config("lstm", {"model.order": "5"})
+    (problem,) = check_config("lstm.yaml", {"model.order": "5"})
     assert problem.where == "--model.order"
     assert problem.what == "model.order belongs to kind ngram"
     assert problem.attempt == "--model.kind ngram, or leave it out"
-    assert check_config("lstm", {"model.order": "5", "model.kind": "ngram"}) == []
+    assert check_config("lstm.yaml", {"model.order": "5", "model.kind": "ngram"}) == []
 
 
 def test_a_misspelt_override_names_the_nearest_flag() -> None:
-    (problem,) = check_config("lstm", {"optimizer.warmpu": "5"})
+    (problem,) = check_config("lstm.yaml", {"optimizer.warmpu": "5"})
     assert (problem.where, problem.attempt) == ("--optimizer.warmpu", "--optimizer.warmup")
 
 
 def test_another_kind_drops_the_fields_it_lacks(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        config = load_config("gpt", {"model.kind": "lstm", "model.n_layers": "1"})
+        config = load_config("gpt.yaml", {"model.kind": "lstm", "model.n_layers": "1"})
     assert config.model == RecurrentConfig(kind="lstm", d_model=192, n_layers=1, dropout=0.1)
     assert caplog.messages == ["--model.kind lstm drops the recipe's fields of another kind: model.n_heads"]
 
@@ -126,6 +140,18 @@ def test_naming_train_clears_the_other_splits(tmp_path: Path) -> None:
     assert loaded.notes == ("--data.train replaces the recipe's text, so its data.valid is dropped",)
 
 
+def test_a_trial_run_may_be_shorter_than_the_recipes_warm_up(tmp_path: Path) -> None:
+    loaded = load("gpt.yaml", {"steps": "20"})
+    assert loaded.problems == ()
+    assert loaded.config.optimizer.warmup == 2
+    assert loaded.notes == ("--steps 20 shortens the recipe's optimizer.warmup from 100 to 2",)
+    assert load("gpt.yaml", {"steps": "100"}).notes == ()
+    assert check_config("gpt.yaml", {"steps": "20", "optimizer.warmup": "100"}) != []  # asked for, so refused
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("optimizer: {schedule: warmup-stable-decay, warmup: 0, decay_steps: 50}")
+    assert load_config(str(recipe), {"steps": "5"}).optimizer.decay_steps == 1
+
+
 def test_recipes_that_are_none(tmp_path: Path) -> None:
     (problem,) = check_config("lsmt")
     assert problem.attempt == "lstm"
@@ -142,14 +168,14 @@ def test_overrides_are_judged_even_where_the_recipe_cannot_be_read() -> None:
 
 def test_load_config_raises_everything() -> None:
     with pytest.raises(ConfigError) as caught:
-        load_config("gpt", {"steps": "x", "seed": "y"})
+        load_config("gpt.yaml", {"steps": "x", "seed": "y"})
     assert len(caught.value.problems) == 2
     assert caught.value.exit_code == 2
 
 
 def test_an_override_below_a_value() -> None:
-    (problem,) = check_config("gpt", {"steps.x": "1"})
-    assert problem.what == "what this would be set in (gpt.yaml:2) is a value, not a section"
+    (problem,) = check_config("gpt.yaml", {"steps.x": "1"})
+    assert problem.what == "what this would be set in (gpt.yaml:1) is a value, not a section"
 
 
 def test_problems_come_in_reading_order(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,49 +17,58 @@ from gradatim.config.describe import model_settings, option_names, variants
 from gradatim.config.rules import RANGES, problems
 from gradatim.config.settings import RunConfig
 
+GPT = """\
+steps: 3000
+global_batch: 16
+model: {kind: gpt, d_model: 192, n_layers: 4, n_heads: 6, dropout: 0.1}
+optimizer: {lr: 1e-3, warmup: 100, min_lr: 1e-4}
+"""
 
-def check(recipe: str = "gpt", **overrides: str) -> list[Any]:
-    return check_config(recipe, {name.replace("__", "."): text for name, text in overrides.items()})
+
+@pytest.fixture(autouse=True)
+def recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work where gpt.yaml and lstm.yaml lie; the packaged recipes may be tuned at any time."""
+    monkeypatch.chdir(tmp_path)
+    Path("gpt.yaml").write_text(GPT)
+    Path("lstm.yaml").write_text("model: {kind: lstm}")
 
 
 BROKEN: list[tuple[str, dict[str, str], str]] = [
-    ("gpt", {"model.n_heads": "7"}, "the heads must share the width evenly"),
-    ("gpt", {"model.n_kv_heads": "4"}, "each head of keys and values serves equally many query heads"),
-    ("gpt", {"model.n_kv_heads": "12"}, "each head of keys and values serves equally many query heads"),
-    ("gpt", {"model.n_heads": "64", "model.positions": "rotary"}, "rotary positions turn pairs"),
-    ("gpt", {"optimizer.warmup": "5000"}, "the rate would still be rising when the run ends"),
-    ("gpt", {"optimizer.min_lr": "0.1"}, "the final rate lies above the peak"),
+    ("gpt.yaml", {"model.n_heads": "7"}, "the heads must share the width evenly"),
+    ("gpt.yaml", {"model.n_kv_heads": "4"}, "each head of keys and values serves equally many query heads"),
+    ("gpt.yaml", {"model.n_kv_heads": "12"}, "each head of keys and values serves equally many query heads"),
+    ("gpt.yaml", {"model.n_heads": "64", "model.positions": "rotary"}, "rotary positions turn pairs"),
+    ("gpt.yaml", {"optimizer.warmup": "5000"}, "the rate would still be rising when the run ends"),
+    ("gpt.yaml", {"optimizer.min_lr": "0.1"}, "the final rate lies above the peak"),
     (
-        "gpt",
+        "gpt.yaml",
         {"optimizer.schedule": "warmup-stable-decay", "optimizer.decay_steps": "2950"},
         "the final fall does not fit",
     ),
-    ("gpt", {"layout.tp": "2"}, "this version trains in one process"),
-    ("gpt", {"layout.pp": "4"}, "this version trains in one process"),
-    ("gpt", {"layout.dp": "8"}, "this version trains in one process"),
-    ("gpt", {"layout.chunks": "2"}, "this version trains in one process"),
-    ("gpt", {"layout.zero": "1"}, "this version trains in one process"),
-    ("gpt", {"layout.sequence_parallel": "true"}, "this version trains in one process"),
-    ("gpt", {"layout.recompute": "full"}, "recomputation comes with a later version"),
-    ("gpt", {"layout.microbatch": "3"}, "microbatches must share the batch evenly"),
-    ("gpt", {"layout.microbatch": "32"}, "microbatches must share the batch evenly"),
-    ("gpt", {"data.train": ""}, "there is nothing to learn from"),
+    ("gpt.yaml", {"layout.tp": "2"}, "this version trains in one process"),
+    ("gpt.yaml", {"layout.pp": "4"}, "this version trains in one process"),
+    ("gpt.yaml", {"layout.dp": "8"}, "this version trains in one process"),
+    ("gpt.yaml", {"layout.chunks": "2"}, "this version trains in one process"),
+    ("gpt.yaml", {"layout.zero": "1"}, "this version trains in one process"),
+    ("gpt.yaml", {"layout.sequence_parallel": "true"}, "this version trains in one process"),
+    ("gpt.yaml", {"layout.recompute": "full"}, "recomputation comes with a later version"),
+    ("gpt.yaml", {"layout.microbatch": "3"}, "microbatches must share the batch evenly"),
+    ("gpt.yaml", {"layout.microbatch": "32"}, "microbatches must share the batch evenly"),
+    ("gpt.yaml", {"data.train": ""}, "there is nothing to learn from"),
     (
-        "gpt",
+        "gpt.yaml",
         {"data.train": "a.txt", "data.test": "b.txt,a.txt"},
         "test holds text that is learned from (a.txt)",
     ),
-    ("gpt", {"data.tokenizer.vocab_size": "null"}, "pieces can be merged without end"),
-    ("gpt", {"data.tokenizer.vocab_size": "200"}, "byte-level BPE starts from 256 bytes"),
-    ("gpt", {"data.train": "a.txt", "evaluation.patience": "3"}, "without validation text there is no best"),
-    ("lstm", {"data.packing": "within"}, "a recurrent model reads its text as one stream"),
+    ("gpt.yaml", {"data.tokenizer.vocab_size": "null"}, "pieces can be merged without end"),
+    ("gpt.yaml", {"data.tokenizer.vocab_size": "200"}, "byte-level BPE starts from 256 bytes"),
+    ("gpt.yaml", {"data.train": "a.txt", "evaluation.patience": "3"}, "without validation text there is no best"),
+    ("lstm.yaml", {"data.packing": "within"}, "a recurrent model reads its text as one stream"),
 ]
 
 
 @pytest.mark.parametrize(("recipe", "overrides", "what"), BROKEN)
-def test_a_broken_rule_is_told_once_and_its_advice_mends_it(
-    recipe: str, overrides: dict[str, str], what: str
-) -> None:
+def test_a_broken_rule_is_told_once_and_its_advice_mends_it(recipe: str, overrides: dict[str, str], what: str) -> None:
     (problem,) = check_config(recipe, overrides)
     assert problem.what.startswith(what)
     assert problem.where.startswith("--")
@@ -68,9 +78,9 @@ def test_a_broken_rule_is_told_once_and_its_advice_mends_it(
 
 
 def test_rules_are_judged_after_overrides_merge() -> None:
-    assert check_config("gpt", {"model.d_model": "200"}) != []
-    assert check_config("gpt", {"model.d_model": "200", "model.n_heads": "8"}) == []
-    assert check_config("gpt", {"optimizer.warmup": "5000", "steps": "9000"}) == []
+    assert check_config("gpt.yaml", {"model.d_model": "200"}) != []
+    assert check_config("gpt.yaml", {"model.d_model": "200", "model.n_heads": "8"}) == []
+    assert check_config("gpt.yaml", {"optimizer.warmup": "5000", "steps": "9000"}) == []
 
 
 def test_all_at_once() -> None:
@@ -81,15 +91,15 @@ def test_all_at_once() -> None:
         "seed": "-1",
         "steps": "x",
     }
-    found = check_config("gpt", overrides)
+    found = check_config("gpt.yaml", overrides)
     # `steps` could not be read, so nothing is said of warm-up, which is judged against it.
     assert sorted(p.where for p in found) == ["--layout.tp", "--model.n_heads", "--seed", "--steps"]
 
 
 def test_nearest_legal_values() -> None:
-    (problem,) = check_config("gpt", {"model.n_heads": "7"})
+    (problem,) = check_config("gpt.yaml", {"model.n_heads": "7"})
     assert problem.allowed == "n_heads 6 or 8, or d_model 189 or 196"
-    (problem,) = check_config("gpt", {"layout.microbatch": "5"})
+    (problem,) = check_config("gpt.yaml", {"layout.microbatch": "5"})
     assert problem.allowed == "microbatch 4 or 8, or global_batch 15 or 20"
 
 
@@ -104,9 +114,7 @@ def test_a_rule_points_at_the_line_that_set_its_field(tmp_path: Any) -> None:
 def test_every_range_is_of_a_field_and_every_number_has_a_range() -> None:
     assert set(RANGES) <= set(option_names())
     sections = [("", RunConfig), ("data.tokenizer.", hints_of(hints_of(RunConfig)["data"])["tokenizer"])]
-    sections += [
-        (f"{name}.", hint) for name, hint in hints_of(RunConfig).items() if dataclasses.is_dataclass(hint)
-    ]
+    sections += [(f"{name}.", hint) for name, hint in hints_of(RunConfig).items() if dataclasses.is_dataclass(hint)]
     sections += [("model.", cls) for cls in variants(hints_of(RunConfig)["model"]).values()]
     numbers = {
         prefix + name
@@ -142,14 +150,12 @@ def test_defaults_of_every_kind_break_no_rule() -> None:
 
 
 def test_enormous_numbers_are_answered_at_once() -> None:
-    found = check_config("gpt", {"model.d_model": "1" + "0" * 30, "model.n_heads": "7"})
+    found = check_config("gpt.yaml", {"model.d_model": "1" + "0" * 30, "model.n_heads": "7"})
     assert [p.what for p in found] == ["model.d_model is out of range"]
 
 
-@given(
-    st.dictionaries(st.sampled_from(option_names()), st.text(max_size=6) | st.integers().map(str), max_size=4)
-)
+@given(st.dictionaries(st.sampled_from(option_names()), st.text(max_size=6) | st.integers().map(str), max_size=4))
 @settings(deadline=None, max_examples=150)
 def test_any_override_is_applied_or_refused(overrides: dict[str, str]) -> None:
-    loaded = load("gpt", overrides)
+    loaded = load("gpt.yaml", overrides)
     assert loaded.problems or problems(loaded.config) == []

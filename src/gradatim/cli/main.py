@@ -22,7 +22,7 @@ import click
 
 from gradatim import __version__
 from gradatim.cli.output import show_problems
-from gradatim.errors import ConfigError, GradatimError, LaunchError, Problem
+from gradatim.errors import ConfigError, GradatimError, Interrupted, LaunchError, Problem
 
 VERBS: dict[str, tuple[str, str]] = {
     "ngrams": ("ngrams", "Count the n-grams of a text: the maximum-likelihood table."),
@@ -82,7 +82,7 @@ class Verbs(click.Group):
 @click.version_option(__version__, message="gradatim %(version)s")
 @click.option("--traceback", is_flag=True, help="Show Python's traceback of any failure.")
 def gradatim(traceback: bool) -> None:
-    """Step by step from counting word pairs to training Transformers.
+    """Climb step by step from counting word pairs to training Transformers.
 
     RECIPE is a packaged recipe or a YAML file; any field of it is overridden as --section.field VALUE.
     `gradatim train --help` lists the recipes and all fields.
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        with gradatim.make_context("gradatim", args) as ctx:
+        with gradatim.make_context("gradatim", list(args)) as ctx:
             gradatim.invoke(ctx)
         sys.stdout.flush()
         return 0
@@ -110,11 +110,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return _reader_left()
     except Exception as failure:
-        if "--traceback" in before_rest[:1]:
+        if args[:1] == ["--traceback"]:
             traceback.print_exc()
         error = _explain(failure)
-        with contextlib.suppress(BrokenPipeError):
-            show_problems(error.problems, exit_code=error.exit_code, as_json=as_json)
+        label = "stopped" if isinstance(error, Interrupted) else "error"
+        try:
+            show_problems(error.problems, exit_code=error.exit_code, as_json=as_json, label=label)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _reader_left()
         return error.exit_code
 
 
@@ -124,9 +128,7 @@ def _explain(failure: Exception) -> GradatimError:
         return failure
     if isinstance(failure, click.ClickException):
         return ConfigError(_usage_problem(failure))
-    if (
-        isinstance(failure, MemoryError) or type(failure).__name__ == "OutOfMemoryError"
-    ):  # the latter is torch's
+    if isinstance(failure, MemoryError) or type(failure).__name__ == "OutOfMemoryError":  # the latter is torch's
         return LaunchError(
             Problem(
                 where="memory",

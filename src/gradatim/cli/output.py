@@ -28,7 +28,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -79,7 +78,12 @@ class Verb(click.Command):
 
     def _rewrite(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Turn ``--model.order 5`` into ``--override model.order=5``; spell own flags with dashes."""
-        own = {option: p for p in self.get_params(ctx) if isinstance(p, click.Option) for option in p.opts}
+        own = {
+            option: p
+            for p in self.get_params(ctx)
+            if isinstance(p, click.Option)
+            for option in (*p.opts, *p.secondary_opts)
+        }
         rewritten: list[str] = []
         problems: list[Problem] = []
         rest = iter(enumerate(args))
@@ -100,9 +104,7 @@ class Verb(click.Command):
                 if not equals:
                     following = args[index + 1] if index + 1 < len(args) else "--"
                     if following.startswith("--"):
-                        problems.append(
-                            Problem(where=flag, what="this override has no value", attempt=f"{flag} VALUE")
-                        )
+                        problems.append(Problem(where=flag, what="this override has no value", attempt=f"{flag} VALUE"))
                         continue
                     value = next(rest)[1]
                 rewritten += [OVERRIDE, f"{name}={value}"]
@@ -167,8 +169,7 @@ class Table:
     def right_aligned(self) -> list[bool]:
         """Which columns hold numbers only."""
         return [
-            all(isinstance(row[i], (int, float, type(None))) for row in self.rows)
-            for i in range(len(self.columns))
+            all(isinstance(row[i], (int, float, type(None))) for row in self.rows) for i in range(len(self.columns))
         ]
 
     def plain(self) -> str:
@@ -221,9 +222,7 @@ def emit(document: object, as_json: bool, human: Callable[[], Answer]) -> None:
         print(json.dumps(jsonable(document), allow_nan=False, indent=2 if sys.stdout.isatty() else None))
         return
     answer = human()
-    parts: Sequence[str | Table] = (
-        [] if answer is None else [answer] if isinstance(answer, (str, Table)) else answer
-    )
+    parts: Sequence[str | Table] = [] if answer is None else [answer] if isinstance(answer, (str, Table)) else answer
     for part in parts:
         if isinstance(part, str):
             print(part)
@@ -267,15 +266,13 @@ def console(*, stderr: bool = False) -> Console:
 # --------------------------------------------------------------------------- problems
 
 
-def show_problems(
-    problems: Sequence[Problem], *, exit_code: int, as_json: bool, label: str = "error"
-) -> None:
+def show_problems(problems: Sequence[Problem], *, exit_code: int, as_json: bool, label: str = "error") -> None:
     """Show what went wrong: one JSON document on standard output, or readable text on standard error."""
     if as_json:
         document = {"error": {"exit_code": exit_code, "problems": [p.as_json() for p in problems]}}
         print(json.dumps(document))
         return
-    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+    if not sys.stderr.isatty():
         for problem in problems:
             say(f"{label}: {problem}")
         return
@@ -283,9 +280,7 @@ def show_problems(
 
     screen = console(stderr=True)
     for problem in problems:
-        text = Text.assemble(
-            (f"{label}: ", "bold red"), (problem.where, "bold"), ": " if problem.where else ""
-        )
+        text = Text.assemble((f"{label}: ", "bold red"), (problem.where, "bold"), ": " if problem.where else "")
         text.append(problem.what)
         for name, value in [("got", problem.got), ("allowed", problem.allowed), ("try", problem.attempt)]:
             if value:

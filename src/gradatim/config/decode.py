@@ -84,22 +84,16 @@ class Decoder:
         if wanted in kinds:
             return kinds[wanted]
         guess = nearest(wanted, kinds)
-        self._wrong(
-            f"{path}.kind", fields["kind"], f"there is no such kind of {path}", ", ".join(kinds), guess
-        )
+        self._wrong(f"{path}.kind", fields["kind"], f"there is no such kind of {path}", ", ".join(kinds), guess)
         self.broken.add(path)
-        fields["kind"] = Entry(
-            guess or next(k for k, cls in kinds.items() if cls is default), fields["kind"].where
-        )
+        fields["kind"] = Entry(guess or next(k for k, cls in kinds.items() if cls is default), fields["kind"].where)
         return kinds.get(guess, default)
 
     def _wrong(self, path: str, entry: Entry, what: str, allowed: str, attempt: str = "") -> Any:
         self.broken.add(path)
         if attempt:
             attempt = f"--{attempt}" if " " in attempt else _assign(path, attempt, entry)
-        self.problems.append(
-            Problem(where=entry.where, what=what, got=entry.text(), allowed=allowed, attempt=attempt)
-        )
+        self.problems.append(Problem(where=entry.where, what=what, got=entry.text(), allowed=allowed, attempt=attempt))
         return _BROKEN
 
     def _unknown(self, path: str, key: str, entry: Entry, cls: type, kinds: dict[str, type]) -> None:

@@ -158,9 +158,7 @@ def _make_way(tree: Entry, overrides: Mapping[str, str]) -> tuple[Entry, list[st
     """Take out of a recipe what an override makes void: splits of other text, fields of another kind."""
     notes: list[str] = []
     if "data.train" in overrides:
-        tree, dropped = _drop(
-            tree, "data", lambda key: key in ("valid", "test") and f"data.{key}" not in overrides
-        )
+        tree, dropped = _drop(tree, "data", lambda key: key in ("valid", "test") and f"data.{key}" not in overrides)
         notes += [f"--data.train replaces the recipe's text, so its data.{key} is dropped" for key in dropped]
     kind = overrides.get("model.kind")
     kinds = variants(hints(RunConfig)["model"])
@@ -170,15 +168,27 @@ def _make_way(tree: Entry, overrides: Mapping[str, str]) -> tuple[Entry, list[st
         if dropped:
             names = ", ".join(f"model.{key}" for key in dropped)
             notes.append(f"--model.kind {kind} drops the recipe's fields of another kind: {names}")
-    return tree, notes
+    return _shorten(tree, overrides, notes), notes
+
+
+def _shorten(tree: Entry, overrides: Mapping[str, str], notes: list[str]) -> Entry:
+    """Let a trial run be short: ``--steps 20`` takes a recipe's longer warm-up and final fall along."""
+    steps = overrides.get("steps", "")
+    for name in ("warmup", "decay_steps"):
+        entry = tree.at("optimizer", name)
+        if f"optimizer.{name}" in overrides or entry is None or not steps.isdecimal():
+            continue
+        if isinstance(entry.value, str) and entry.value.isdecimal() and int(entry.value) > int(steps):
+            tenth = str(max(int(steps) // 10, 1 if name == "decay_steps" else 0))
+            notes.append(f"--steps {steps} shortens the recipe's optimizer.{name} from {entry.value} to {tenth}")
+            tree = merge(tree, {f"optimizer.{name}": tenth}, [])
+    return tree
 
 
 def _drop(tree: Entry, section: str, unwanted: Any) -> tuple[Entry, list[str]]:
     """The tree without the unwanted keys of one section, and those keys."""
-    if not isinstance(tree.value, dict) or section not in tree.value:
-        return tree, []
-    below = tree.value[section]
-    if not isinstance(below.value, dict):
+    below = tree.at(section)
+    if below is None or not isinstance(below.value, dict) or not isinstance(tree.value, dict):
         return tree, []
     kept = {key: entry for key, entry in below.value.items() if not unwanted(key)}
     dropped = [key for key in below.value if key not in kept]

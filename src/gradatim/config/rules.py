@@ -130,9 +130,7 @@ def _in_range(rules: _Rules, path: str, interval: str) -> None:
     low, high = (float(bound) for bound in interval[1:-1].split(","))
     open_low, open_high = interval[0] == "(", interval[-1] == ")"
     for number in value if isinstance(value, tuple) else [] if value is None else [value]:
-        kept = (low < number if open_low else low <= number) and (
-            number < high if open_high else number <= high
-        )
+        kept = (low < number if open_low else low <= number) and (number < high if open_high else number <= high)
         if number <= low:
             bound, closed, words = low, not open_low, f"above {low:g}" if open_low else f"at least {low:g}"
         else:
@@ -221,9 +219,7 @@ def _layout(config: RunConfig, rules: _Rules) -> None:
     }.items():
         path = f"layout.{name}"
         kept = rules.get(path) == serial
-        rules.require(
-            kept, path, LATER, allowed=scalar_text(serial), attempt=f"--{path} {scalar_text(serial)}"
-        )
+        rules.require(kept, path, LATER, allowed=scalar_text(serial), attempt=f"--{path} {scalar_text(serial)}")
     rules.require(
         layout.recompute == "none",
         "layout.recompute",

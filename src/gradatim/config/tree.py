@@ -37,6 +37,13 @@ class Entry:
     quoted: bool = False
     """Written in quotes: ``"null"`` is a word, ``null`` is nothing."""
 
+    def at(self, *path: str) -> Entry | None:
+        """The entry at a path of keys below this one; None where there is none."""
+        entry: Entry | None = self
+        for key in path:
+            entry = entry.value.get(key) if entry is not None and isinstance(entry.value, dict) else None
+        return entry
+
     def text(self) -> str:
         """The value as a message quotes it."""
         match self.value:
@@ -54,18 +61,14 @@ class Entry:
 def read_tree(text: bytes, name: str) -> Entry:
     """Parse a recipe into a tree. Raises ConfigError for what is no YAML, or no YAML we care to read."""
     if len(text) > LARGEST:
-        raise _unreadable(
-            name, "this file is too large for a recipe", f"{len(text):,} bytes", f"{LARGEST:,} bytes"
-        )
+        raise _unreadable(name, "this file is too large for a recipe", f"{len(text):,} bytes", f"{LARGEST:,} bytes")
     try:
         decoded = text.decode("utf-8-sig")
         _refuse_bombs(decoded, name)
         node = yaml.compose(io.StringIO(decoded), Loader=_LOADER)
     except UnicodeDecodeError as error:
         line = text[: error.start].count(b"\n") + 1
-        raise _unreadable(
-            f"{name}:{line}", "this is not UTF-8 text", f"byte 0x{text[error.start]:02x}", ""
-        ) from None
+        raise _unreadable(f"{name}:{line}", "this is not UTF-8 text", f"byte 0x{text[error.start]:02x}", "") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{name}:{_line(mark)}" if mark else name
@@ -107,9 +110,7 @@ def _entry(node: yaml.Node, name: str, problems: list[Problem]) -> Entry:
     where = f"{name}:{_line(node.start_mark)}"
     if node.tag not in _TAGS:
         problems.append(
-            Problem(
-                where=where, what="recipes hold plain values only", got=node.tag, attempt="leave the tag out"
-            )
+            Problem(where=where, what="recipes hold plain values only", got=node.tag, attempt="leave the tag out")
         )
     if isinstance(node, yaml.ScalarNode):
         return Entry(node.value, where, quoted=node.style in ("'", '"', "|", ">"))
