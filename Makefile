@@ -39,6 +39,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV) || { echo "could not make $(VENV): on Debian and Ubuntu, apt install python3-venv"; rm -rf $(VENV); exit 1; } >&2
 
 $(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
+	@echo "installing into $(VENV) (PyTorch is large: the first time takes minutes)"
 	$(INSTALL) -e .
 	@touch $@
 

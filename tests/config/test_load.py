@@ -156,8 +156,12 @@ def test_recipes_that_are_none(tmp_path: Path) -> None:
     (problem,) = check_config("lsmt")
     assert problem.attempt == "lstm"
     assert "gpt2-124m" in problem.allowed
-    (problem,) = check_config(str(tmp_path))
-    assert problem.what == "a recipe is a file, and this is none"
+    (tmp_path / "run").mkdir()
+    (problem,) = check_config(tmp_path / "run")
+    assert (problem.what, problem.attempt) == ("a recipe is a file, and this is none", "")
+    (tmp_path / "run" / "config.yaml").write_text("steps: 3")
+    (problem,) = check_config(tmp_path / "run")
+    assert check_config(problem.attempt, {"optimizer.warmup": "0"}) == []
     (problem,) = check_config("a\0b")
     assert problem.what.startswith("this recipe cannot be read")
 

@@ -39,7 +39,7 @@ class Loaded:
     """What an override changed besides the field it names."""
 
 
-def load_config(recipe: str, overrides: Mapping[str, str] | None = None) -> RunConfig:
+def load_config(recipe: str | Path, overrides: Mapping[str, str] | None = None) -> RunConfig:
     """The config of a packaged recipe or YAML file with overrides (dotted name → text).
 
     Logs a warning for what an override changed besides its own field.
@@ -53,20 +53,20 @@ def load_config(recipe: str, overrides: Mapping[str, str] | None = None) -> RunC
     return loaded.config
 
 
-def check_config(recipe: str, overrides: Mapping[str, str] | None = None) -> list[Problem]:
+def check_config(recipe: str | Path, overrides: Mapping[str, str] | None = None) -> list[Problem]:
     """Everything wrong with a recipe and its overrides; an empty list when it can be trained."""
     return list(load(recipe, overrides).problems)
 
 
-def load(recipe: str, overrides: Mapping[str, str] | None = None) -> Loaded:
+def load(recipe: str | Path, overrides: Mapping[str, str] | None = None) -> Loaded:
     """As ``load_config``, but hands back problems and notes instead of raising and logging."""
     given = {name.removeprefix("--").replace("-", "_"): text for name, text in (overrides or {}).items()}
     found: list[Problem] = []
     try:
-        tree = read_tree(*_read(recipe))
+        tree = read_tree(*_read(str(recipe)))
     except ConfigError as error:  # judge the overrides all the same, by themselves
         found += error.problems
-        tree = Entry({}, recipe)
+        tree = Entry({}, str(recipe))
     tree, notes = _make_way(tree, given)
     tree = merge(tree, given, found)
     decoder = Decoder(problems=found)
@@ -132,7 +132,9 @@ def _read(recipe: str) -> tuple[bytes, str]:
     path = Path(recipe)
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise ConfigError(Problem(where=recipe, what="a recipe is a file, and this is none"))
+            inside = path / "config.yaml"  # as run directories have
+            attempt = str(inside) if inside.is_file() else ""
+            raise ConfigError(Problem(where=recipe, what="a recipe is a file, and this is none", attempt=attempt))
         with path.open("rb") as file:
             return file.read(LARGEST + 1), recipe
     except FileNotFoundError:
