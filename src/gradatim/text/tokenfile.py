@@ -1,0 +1,256 @@
+"""Token files: Megatron's ``.bin/.idx`` pair, and a ``.meta.json`` that says what the numbers mean.
+
+``PREFIX.bin`` holds all tokens end to end, without a header. ``PREFIX.idx`` is, little-endian: nine magic bytes,
+uint64 version 1, uint8 dtype code, uint64 number of sequences S, uint64 number of document marks D, then int32[S]
+lengths in tokens, int64[S] byte offsets into ``.bin``, and int64[D] document marks (indices of sequences, the first 0, the
+last S). We write one sequence a document, each ending with the boundary token. ``PREFIX.meta.json`` adds what Megatron
+leaves out: tokenizer fingerprint, vocabulary, text bytes and a checksum. All of it is verified when a file is opened,
+so a truncated or swapped file is an error then and never a wrong token later.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zlib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradatim.errors import DataError, Problem
+
+MAGIC = b"MMIDIDX\x00\x00"
+VERSION = 1
+HEADER = struct.Struct("<9sQBQQ")
+DTYPES: dict[int, type[np.generic]] = {
+    1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16,
+}  # fmt: skip
+CODES = {np.dtype(dtype): code for code, dtype in DTYPES.items()}
+UINT16_VOCABULARY = 65_500
+"""Largest vocabulary stored in two bytes; Megatron's own limit."""
+BUFFER = 8 << 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenMeta:
+    """What a pair of files holds."""
+
+    format: str = "gradatim-tokens-1"
+    """Name and version of this description."""
+    dtype: str
+    """NumPy name of the stored integers."""
+    documents: int
+    """Documents, each closed by the boundary token."""
+    tokens: int
+    """Tokens, boundaries included."""
+    bytes: int
+    """UTF-8 bytes of the text, line ends between documents of one line included."""
+    unknown: int
+    """Tokens that stand for words or characters outside the vocabulary."""
+    vocab_size: int
+    """Number of ids; every token is below."""
+    boundary: int
+    """The id that closes every document."""
+    tokenizer: str
+    """Fingerprint of the tokenizer."""
+    checksum: int
+    """crc32 of ``.bin``."""
+
+
+def dtype_for(vocab_size: int) -> np.dtype[Any]:
+    """Two bytes where the vocabulary fits them, four otherwise."""
+    return np.dtype(np.uint16 if vocab_size <= UINT16_VOCABULARY else np.int32)
+
+
+def paths(prefix: Path) -> tuple[Path, Path, Path]:
+    """The three files of a prefix: ``.bin``, ``.idx``, ``.meta.json``."""
+    return tuple(prefix.with_name(prefix.name + end) for end in (".bin", ".idx", ".meta.json"))  # type: ignore[return-value]
+
+
+class TokenFile:
+    """A verified, memory-mapped token file."""
+
+    def __init__(self, prefix: Path, tokens: NDArray[Any], lengths: NDArray[Any], starts: NDArray[Any], meta: TokenMeta | None) -> None:
+        self.prefix = prefix
+        self.tokens = tokens
+        """All tokens end to end, a read-only memory map."""
+        self.lengths = lengths
+        """int32[documents]: tokens of each."""
+        self.document_starts = starts
+        """int64[documents + 1]: where each document starts in ``tokens``; the last entry is their number."""
+        self._meta = meta
+
+    @property
+    def meta(self) -> TokenMeta:
+        """The description; files written by other programs have none."""
+        if self._meta is None:
+            raise DataError(Problem(where=str(paths(self.prefix)[2]), what="this token file has no description",
+                                    attempt="prepare the text again with gradatim prepare"))  # fmt: skip
+        return self._meta
+
+    def __len__(self) -> int:
+        """Number of documents."""
+        return len(self.lengths)
+
+    def document(self, index: int) -> NDArray[Any]:
+        """The tokens of one document, its boundary included."""
+        return self.tokens[self.document_starts[index] : self.document_starts[index + 1]]
+
+    # ------------------------------------------------------------------ writing
+
+    @staticmethod
+    def write(
+        prefix: Path,
+        documents: Iterable[NDArray[Any]],
+        *,
+        vocab_size: int,
+        boundary: int,
+        tokenizer: str,
+        text_bytes: int,
+        unknown: int | None = None,
+    ) -> TokenFile:
+        """Write documents (arrays of ids that already end with ``boundary``), each file whole or not at all, and open the result.
+
+        Raises:
+            DataError: an id outside 0 … vocab_size - 1, or nothing to write.
+        """
+        dtype = dtype_for(vocab_size)
+        names = paths(prefix)
+        temporary = [name.with_name(name.name + ".partial") for name in names]
+        prefix.parent.mkdir(parents=True, exist_ok=True)
+        lengths: list[int] = []
+        checksum = unknowns = 0
+        with temporary[0].open("wb") as file:
+            for block in _blocks(documents):
+                joined = np.concatenate(block)
+                if joined.size and (int(joined.min()) < 0 or int(joined.max()) >= vocab_size):
+                    worst = int(joined.max()) if int(joined.max()) >= vocab_size else int(joined.min())
+                    raise DataError(Problem(where=str(names[0]), what="a token id is outside the vocabulary", got=str(worst),
+                                            allowed=f"0 to {vocab_size - 1}", attempt="prepare the text with the tokenizer of this vocabulary"))  # fmt: skip
+                if unknown is not None:
+                    unknowns += int(np.count_nonzero(joined == unknown))
+                raw = memoryview(joined.astype(dtype, copy=False)).cast("B")
+                checksum = zlib.crc32(raw, checksum)
+                file.write(raw)
+                lengths += map(len, block)
+            _sync(file)
+        if not lengths:
+            raise DataError(Problem(where=str(prefix), what="there is no document to write", attempt="name a text that is not empty"))
+        sizes = np.asarray(lengths, np.int32)
+        offsets = np.zeros(len(sizes), np.int64)
+        np.cumsum(sizes[:-1], dtype=np.int64, out=offsets[1:])
+        with temporary[1].open("wb") as file:
+            file.write(HEADER.pack(MAGIC, VERSION, CODES[dtype], len(sizes), len(sizes) + 1))
+            for array in (sizes, offsets * dtype.itemsize, np.arange(len(sizes) + 1, dtype=np.int64)):
+                file.write(array.tobytes())
+            _sync(file)
+        meta = TokenMeta(
+            dtype=dtype.name, documents=len(sizes), tokens=int(sizes.sum(dtype=np.int64)), bytes=text_bytes, unknown=unknowns,
+            vocab_size=vocab_size, boundary=boundary, tokenizer=tokenizer, checksum=checksum,
+        )  # fmt: skip
+        with temporary[2].open("wb") as file:
+            file.write(json.dumps(asdict(meta), indent=1).encode())
+            _sync(file)
+        for source, name in zip(temporary, names, strict=True):
+            os.replace(source, name)
+        return TokenFile.open(prefix, tokenizer=tokenizer)
+
+    # ------------------------------------------------------------------ reading
+
+    @staticmethod
+    def open(prefix: Path, *, tokenizer: str | None = None, verify: bool = True) -> TokenFile:
+        """Open and verify; ``tokenizer`` is the fingerprint the caller is going to decode with.
+
+        A pair without ``.meta.json``, as Megatron writes it, opens too; only its structure can be verified then.
+
+        Raises:
+            DataError: a missing, truncated, swapped or foreign file.
+        """
+        binary, index, description = paths(prefix)
+        for path in (binary, index):
+            if not path.is_file():
+                raise DataError(Problem(where=str(path), what="there is no such token file", attempt="gradatim prepare"))
+        dtype, lengths, marks, offsets = _read_index(index)
+        tokens_expected = int(lengths.sum(dtype=np.int64))
+        expected, found = tokens_expected * dtype.itemsize, binary.stat().st_size
+        if expected != found:
+            raise _broken(binary, "its size does not agree with its index", f"{found:,} bytes", f"{expected:,} bytes")
+        starts = np.zeros(len(lengths) + 1, np.int64)
+        np.cumsum(lengths, dtype=np.int64, out=starts[1:])
+        if not np.array_equal(offsets, starts[:-1] * dtype.itemsize):
+            raise _broken(index, "the offsets do not follow from the lengths", "other offsets", "documents end to end")
+        tokens = np.memmap(binary, dtype=dtype, mode="r") if found else np.zeros(0, dtype)
+        meta = _read_meta(description) if description.is_file() else None
+        if meta is not None:
+            facts = {"dtype": dtype.name, "documents": len(marks) - 1, "tokens": tokens_expected}
+            for name, value in facts.items():
+                if getattr(meta, name) != value:
+                    raise _broken(description, f"{name} does not agree with the index", str(getattr(meta, name)), str(value))
+            if tokenizer is not None and meta.tokenizer != tokenizer:
+                raise _broken(description, "the tokens were made by another tokenizer", meta.tokenizer[:16], tokenizer[:16])
+            if verify and (found_sum := _checksum(tokens)) != meta.checksum:
+                raise _broken(binary, "the checksum does not agree", f"{found_sum:08x}", f"{meta.checksum:08x}")
+        # Document marks may join several sequences (Megatron's sentence splitting); documents are what we read.
+        return TokenFile(prefix, tokens, np.diff(starts[marks]), starts[marks], meta)
+
+
+def _blocks(documents: Iterable[NDArray[Any]]) -> Iterable[list[NDArray[Any]]]:
+    """Documents in lists of a few megabytes, so that writing is a few large writes."""
+    block: list[NDArray[Any]] = []
+    size = 0
+    for document in documents:
+        block.append(np.asarray(document))
+        size += block[-1].nbytes
+        if size >= BUFFER:
+            yield block
+            block, size = [], 0
+    if block:
+        yield block
+
+
+def _sync(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _broken(path: Path, what: str, got: str, allowed: str) -> DataError:
+    return DataError(Problem(where=str(path), what=what, got=got, allowed=allowed, attempt="prepare the text again with gradatim prepare"))
+
+
+def _read_index(path: Path) -> tuple[np.dtype[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
+    raw = path.read_bytes()
+    if len(raw) < HEADER.size or raw[:9] != MAGIC:
+        raise _broken(path, "this is not a token index", repr(raw[:9]), repr(MAGIC))
+    _, version, code, sequences, marks = HEADER.unpack_from(raw)
+    if version != VERSION or code not in DTYPES:
+        raise _broken(path, "unknown version or dtype code", f"version {version}, code {code}", f"version 1, code in {sorted(DTYPES)}")
+    expected = HEADER.size + 12 * sequences + 8 * marks
+    if len(raw) != expected:
+        raise _broken(path, "its size does not agree with its header", f"{len(raw):,} bytes", f"{expected:,} bytes")
+    lengths = np.frombuffer(raw, np.int32, sequences, HEADER.size)
+    offsets = np.frombuffer(raw, np.int64, sequences, HEADER.size + 4 * sequences)
+    documents = np.frombuffer(raw, np.int64, marks, HEADER.size + 12 * sequences)
+    ordered = marks > 0 and documents[0] == 0 and documents[-1] == sequences and bool((np.diff(documents) >= 0).all())
+    if not ordered or (sequences and lengths.min() < 0):
+        raise _broken(path, "document marks or lengths are out of order", "broken index", "marks from 0 to the number of sequences")
+    return np.dtype(DTYPES[code]), lengths, documents, offsets
+
+
+def _read_meta(path: Path) -> TokenMeta:
+    try:
+        meta = TokenMeta(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise _broken(path, f"the description cannot be read ({error})", "broken JSON", TokenMeta.__name__) from error
+    return meta
+
+
+def _checksum(tokens: NDArray[Any]) -> int:
+    value = 0
+    for first in range(0, len(tokens), BUFFER):
+        value = zlib.crc32(memoryview(np.ascontiguousarray(tokens[first : first + BUFFER])).cast("B"), value)
+    return value

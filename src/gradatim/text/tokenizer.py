@@ -1,0 +1,371 @@
+"""Tokenizers: characters, words, byte-level byte-pair encoding (Sennrich et al. 2016; Radford et al. 2019), WordPiece.
+
+All are kept as a ``tokenizer.json`` that the ``tokenizers`` library reads with the same ids; it also trains the vocabularies.
+Encoding takes whichever engine is quickest: a dictionary for characters and words, ``tiktoken`` for byte pairs.
+
+A *boundary* token closes every document. Text never becomes it: ``encode("<|endoftext|>")`` is thirteen characters of text,
+so nobody can end a document by writing its name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+from gradatim.config.settings import TokenizerConfig
+from gradatim.errors import DataError, Problem
+from gradatim.text.words import WORDS, split_words
+
+BOUNDARY, UNKNOWN = "<|endoftext|>", "<unk>"
+Ids = NDArray[np.int64]
+
+# GPT-2's pre-tokenisation: contractions, then runs of letters, digits or others with the space before them.
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+ANY_CHARACTER = r"[\s\S]"
+
+
+class Tokenizer(ABC):
+    """Text to ids and back."""
+
+    lossless: bool
+    """Whether decoding returns every text whose encoding has no unknown token."""
+
+    def __init__(self, engine: tokenizers.Tokenizer, boundary: str, unknown: str | None) -> None:
+        self.engine = engine
+        self.vocab_size: int = engine.get_vocab_size(with_added_tokens=True)
+        self.boundary: int = engine.token_to_id(boundary)
+        self.unknown: int | None = None if unknown is None else engine.token_to_id(unknown)
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, without boundary."""
+
+    @abstractmethod
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids; boundaries are left out."""
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
+        """The ids of several texts."""
+        return [np.asarray(self.encode(text), np.int64) for text in texts]
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes of ids."""
+        return self.decode(ids).encode()
+
+    def token_text(self, token: int) -> str:
+        """One token as text for people; the boundary and unknown by name."""
+        return str(self.engine.id_to_token(token))
+
+    def token_bytes(self, token: int) -> bytes | None:
+        """The bytes one token stands for wherever it occurs, or None where that depends on its neighbours."""
+        return None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of the tokenizer.json's content, however it is laid out."""
+        content = json.dumps(json.loads(self.engine.to_str()), sort_keys=True, ensure_ascii=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Write tokenizer.json."""
+        path.write_text(self.engine.to_str(pretty=False) + "\n", encoding="utf-8")
+
+
+class _TableTokenizer(Tokenizer):
+    """Pieces looked up in a dictionary, unknown ones becoming one token."""
+
+    def __init__(self, engine: tokenizers.Tokenizer) -> None:
+        super().__init__(engine, BOUNDARY, UNKNOWN)
+        self.ids: dict[str, int] = engine.get_vocab(with_added_tokens=False)
+        # Text that happens to read like a special token is text: unknown, unless it is in the table in its own right.
+        self.ids = {piece: number for piece, number in self.ids.items() if piece not in (BOUNDARY, UNKNOWN)}
+        self.pieces = [engine.id_to_token(number) for number in range(self.vocab_size)]
+
+    def _look_up(self, pieces: Iterable[str]) -> list[int]:
+        get, unknown = self.ids.get, self.unknown
+        return [get(piece, unknown) for piece in pieces]  # type: ignore[misc]  # unknown is an int here
+
+
+class CharTokenizer(_TableTokenizer):
+    """A token is a Unicode character."""
+
+    lossless = True
+
+    def encode(self, text: str) -> list[int]:
+        """One id a character."""
+        return self._look_up(text)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The characters; an unknown one becomes U+FFFD."""
+        pieces = self.pieces
+        return "".join("\ufffd" if i == self.unknown else pieces[i] for i in ids if i != self.boundary)
+
+    def token_bytes(self, token: int) -> bytes | None:
+        """UTF-8 of the character."""
+        return self.decode([token]).encode()
+
+
+class WordTokenizer(_TableTokenizer):
+    """A token is a word; white space (and, with ``split: words``, punctuation) is lost."""
+
+    lossless = False
+
+    def __init__(self, engine: tokenizers.Tokenizer, split: str, lowercase: bool) -> None:
+        super().__init__(engine)
+        self.split, self.lowercase = split, lowercase
+
+    def encode(self, text: str) -> list[int]:
+        """One id a word."""
+        return self._look_up(split_words(text, self.split, self.lowercase))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Words separated by spaces."""
+        return " ".join(self.pieces[i] for i in ids if i != self.boundary)
+
+
+class BpeTokenizer(Tokenizer):
+    """Byte-level byte-pair encoding: any bytes go in and come out again.
+
+    ``tiktoken`` merges the adjacent pair whose *joined bytes* have the lowest rank, ``tokenizers`` the pair named by the lowest
+    merge. For trained merges these agree: before a token z appears no merge has crossed its edges, so its bytes have been
+    through exactly the merges of z alone, whose last two parts are those of z's merge. Loading checks that every token of
+    the file is reproduced from its own bytes, which fails for tables that were not trained.
+    """
+
+    lossless = True
+
+    def __init__(self, engine: tokenizers.Tokenizer, boundary: str) -> None:
+        import tiktoken
+
+        super().__init__(engine, boundary, None)
+        engine.encode_special_tokens = True  # the name of the boundary is text like any other
+        to_byte = {character: byte for byte, character in byte_characters().items()}
+        vocabulary = engine.get_vocab(with_added_tokens=False)
+        vocabulary.pop(boundary, None)
+        self.bytes: dict[int, bytes] = {i: bytes(to_byte[c] for c in piece) for piece, i in vocabulary.items()}
+        self.bytes[self.boundary] = b""
+        ranks = {raw: i for i, raw in self.bytes.items() if raw}
+        self.single = [ranks[bytes([value])] for value in range(256)]
+        self._fast = tiktoken.Encoding("gradatim", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={})
+        wrong = [raw for raw, i in ranks.items() if self._fast.encode_single_token(raw) != i]
+        if wrong or not self._pure():
+            raise DataError(_foreign("its byte-pair table is not one that training makes"))
+
+    def _pure(self) -> bool:
+        sample = [raw.decode() for raw in list(self.bytes.values())[-2000:] if raw and _is_text(raw)]
+        return all(
+            self._fast.encode_ordinary(text) == encoded.ids
+            for text, encoded in zip(sample, self.engine.encode_batch(sample, add_special_tokens=False), strict=True)
+        )
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text; surrogates, which are no characters, become U+FFFD as everywhere in Python's codecs."""
+        return [int(i) for i in self._encode(text)]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
+        """The ids of several texts, without a Python list in between."""
+        return [self._encode(text).astype(np.int64) for text in texts]
+
+    def _encode(self, text: str) -> NDArray[np.uint32]:
+        # Splitting where white space begins never changes the pieces, and keeps the regular expression's stack bounded.
+        if len(text) <= SLICE:
+            return self._encode_slice(text)
+        parts, first = [], 0
+        while first < len(text):
+            end = first + SLICE
+            if end < len(text):
+                found = _WHITE_SPACE_BEGINS.search(text, end)
+                end = found.start() + 1 if found else len(text)
+            parts.append(self._encode_slice(text[first:end]))
+            first = end
+        return np.concatenate(parts)
+
+    def _encode_slice(self, text: str) -> NDArray[np.uint32]:
+        try:
+            return self._fast.encode_to_numpy(text, disallowed_special=())
+        except ValueError:  # a megabyte of white space overflows its stack; the slower engine has none
+            return np.asarray(self.engine.encode(text, add_special_tokens=False).ids, np.uint32)
+
+    def encode_bytes(self, raw: bytes) -> list[int]:
+        """The ids of any bytes; those that are not UTF-8 become tokens of one byte."""
+        text = raw.decode("utf-8", "surrogateescape")
+        ids: list[int] = []
+        for piece in re.split("([\udc80-\udcff])", text):
+            if len(piece) == 1 and "\udc80" <= piece <= "\udcff":
+                ids.append(self.single[ord(piece) - 0xDC00])
+            else:
+                ids += self.encode(piece)
+        return ids
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes, exactly."""
+        table = self.bytes
+        return b"".join([table[int(i)] for i in ids])
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text; bytes that are no UTF-8 become U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", "replace")
+
+    def token_text(self, token: int) -> str:
+        """The text of a token; incomplete characters as escapes."""
+        return BOUNDARY if token == self.boundary else self.bytes[token].decode("utf-8", "backslashreplace")
+
+    def token_bytes(self, token: int) -> bytes:
+        """The token's bytes."""
+        return self.bytes[token]
+
+
+class WordPieceTokenizer(Tokenizer):
+    """BERT's sub-words: the longest known start of a word, then the longest known ``##`` continuations."""
+
+    lossless = False
+
+    def __init__(self, engine: tokenizers.Tokenizer) -> None:
+        super().__init__(engine, "[SEP]", "[UNK]")
+        engine.encode_special_tokens = True
+
+    def encode(self, text: str) -> list[int]:
+        """Ids by the library's own engine."""
+        return list(self.engine.encode(text, add_special_tokens=False).ids)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
+        """Ids by the library's own engine, a batch at a time."""
+        return [np.asarray(e.ids, np.int64) for e in self.engine.encode_batch(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Words put together again, separated by spaces."""
+        return str(self.engine.decode([int(i) for i in ids if i != self.boundary], skip_special_tokens=False))
+
+
+SLICE = 1 << 20
+_WHITE_SPACE_BEGINS = re.compile(r"\S(?=\s)")
+
+
+def byte_characters() -> dict[int, str]:
+    """GPT-2's printable stand-in for each byte: itself where printable Latin-1, else from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    table = {byte: chr(byte) for byte in printable}
+    others = [byte for byte in range(256) if byte not in table]
+    return table | {byte: chr(0x100 + i) for i, byte in enumerate(others)}
+
+
+def _is_text(raw: bytes) -> bool:
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+# --------------------------------------------------------------------------- making and loading
+
+
+def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
+    """Learn a vocabulary from texts, deterministically; or load the one the config names."""
+    if config.path is not None:
+        return load_tokenizer(Path(config.path))
+    if config.kind in ("char", "word"):
+        return _wrap(_table_engine(config, texts))
+    engine, trainer = _subword_engine(config)
+    engine.train_from_iterator(texts, trainer)
+    return _wrap(engine)
+
+
+def _table_engine(config: TokenizerConfig, texts: Iterable[str]) -> tokenizers.Tokenizer:
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(text if config.kind == "char" else split_words(text, config.split, config.lowercase))
+    kept = sorted((p for p, n in counts.items() if n >= config.min_count), key=lambda piece: (-counts[piece], piece))
+    kept = [piece for piece in kept if piece not in (BOUNDARY, UNKNOWN)]
+    kept = kept if config.vocab_size is None else kept[: max(0, config.vocab_size - 2)]
+    table = {piece: number for number, piece in enumerate([BOUNDARY, UNKNOWN, *kept])}
+    engine = tokenizers.Tokenizer(models.WordLevel(table, unk_token=UNKNOWN))
+    if config.kind == "char":
+        engine.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(ANY_CHARACTER), "isolated")
+        engine.decoder = decoders.Fuse()
+    elif config.split == "words":
+        engine.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(WORDS), "removed", invert=True)
+    else:
+        engine.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if config.lowercase and config.kind == "word":
+        engine.normalizer = normalizers.Lowercase()
+    return engine
+
+
+def _subword_engine(config: TokenizerConfig) -> tuple[tokenizers.Tokenizer, Any]:
+    size = config.vocab_size or 30_000
+    if config.kind == "bpe":
+        engine = tokenizers.Tokenizer(models.BPE())
+        engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        engine.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        return engine, trainers.BpeTrainer(
+            vocab_size=size, special_tokens=[BOUNDARY], initial_alphabet=alphabet, show_progress=False
+        )
+    engine = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    engine.normalizer = normalizers.BertNormalizer(lowercase=config.lowercase)
+    engine.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    engine.decoder = decoders.WordPiece()
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    return engine, trainers.WordPieceTrainer(vocab_size=size, special_tokens=specials, show_progress=False)
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Read a tokenizer.json: one of ours, or any byte-level BPE with an end-of-text token.
+
+    Raises:
+        DataError: no such file, not a tokenizer, or a kind that we cannot reproduce exactly.
+    """
+    try:
+        engine = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(Problem(where=str(path), what="there is no such tokenizer", attempt="name a tokenizer.json")) from None
+    except Exception as error:  # the library raises bare Exception for every malformed file
+        raise DataError(_foreign(f"it cannot be read: {error}", str(path))) from None
+    try:
+        return _wrap(engine)
+    except DataError as error:
+        raise DataError(*(_foreign(problem.what, str(path)) for problem in error.problems)) from None
+
+
+def _wrap(engine: tokenizers.Tokenizer) -> Tokenizer:
+    facts = json.loads(engine.to_str())
+    kind, before = facts["model"]["type"], facts.get("pre_tokenizer") or {}
+    lowercase = (facts.get("normalizer") or {}).get("type") == "Lowercase"
+    if kind == "WordLevel" and engine.token_to_id(BOUNDARY) is not None:
+        if before.get("type") == "WhitespaceSplit":
+            return WordTokenizer(engine, "whitespace", lowercase)
+        pattern = (before.get("pattern") or {}).get("Regex")
+        if pattern == ANY_CHARACTER:
+            return CharTokenizer(engine)
+        if pattern == WORDS:
+            return WordTokenizer(engine, "words", lowercase)
+    if kind == "WordPiece" and engine.token_to_id("[SEP]") is not None:
+        return WordPieceTokenizer(engine)
+    if kind == "BPE" and before.get("type") == "ByteLevel" and not before.get("add_prefix_space"):
+        for boundary in (BOUNDARY, "</s>", "<|end_of_text|>"):
+            if engine.token_to_id(boundary) is not None:
+                return BpeTokenizer(engine, boundary)
+        raise DataError(_foreign("it has no end-of-text token"))
+    raise DataError(_foreign(f"its kind ({kind} after {before.get('type')}) is not supported"))
+
+
+def _foreign(what: str, where: str = "tokenizer.json") -> Problem:
+    return Problem(
+        where=where,
+        what=f"this tokenizer cannot be used: {what}",
+        allowed="a tokenizer.json of gradatim, or a byte-level BPE with <|endoftext|>",
+        attempt="train one: data.tokenizer.kind bpe",
+    )
