@@ -103,6 +103,9 @@ def test_a_misspelt_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "gpt", "--stesp", "3", "--json"]) == 2
     (problem,) = problems_of(capsys)
     assert (problem["got"], problem["try"]) == ("--stesp", "--steps")
+    assert main(["check", "gpt", "--lr", "3", "--json"]) == 2
+    (problem,) = problems_of(capsys)
+    assert (problem["got"], problem["try"]) == ("--lr", "--optimizer.lr")
     assert main(["--verison"]) == 2
     assert "--version" in capsys.readouterr().err
 

@@ -76,6 +76,7 @@ def test_text_becomes_the_declared_type(text: str, field: str, expected: object)
         ("steps: {a: 1}", "whole number", ""),
         ("steps: ٣", "whole number", ""),
         ("steps: " + "9" * 5000, "whole number", ""),  # beyond what int() parses
+        ("data: {train: 'a,,b,'}", "list of text", "train: a,b"),
         ("compile: yes", "true|false", "compile: true"),
         ("optimizer: {lr: fast}", "number", ""),
         ("optimizer: {lr: .inf}", "number", ""),

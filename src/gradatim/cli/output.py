@@ -26,6 +26,7 @@ Mistakes are raised as ``GradatimError``; ``cli/main.py`` shows them as asked fo
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import sys
@@ -98,7 +99,7 @@ class Verb(click.Command):
             elif dashed in own and dashed != OVERRIDE:
                 rewritten.append(dashed + equals + value)
                 if not equals and not own[dashed].is_flag:
-                    rewritten += [args[i] for i, _ in [next(rest, (len(args), ""))] if i < len(args)]
+                    rewritten += [value for _, value in itertools.islice(rest, 1)]  # its value, whatever it looks like
             elif self.takes_overrides and is_override(flag):
                 name = flag[2:].replace("-", "_")
                 if not equals:
@@ -115,13 +116,14 @@ class Verb(click.Command):
         return rewritten
 
     def _unknown(self, ctx: click.Context, flag: str, own: Iterable[str]) -> Problem:
-        from gradatim.config.decode import nearest
-        from gradatim.config.describe import option_names
+        from gradatim.config.decode import likeliest, nearest
 
-        hidden = {OVERRIDE}
-        known = sorted(set(own) - hidden)
-        candidates = known + ([f"--{name}" for name in option_names()] if self.takes_overrides else [])
-        guess = nearest(flag.replace("_", "-"), [name.replace("_", "-") for name in candidates])
+        known = sorted(set(own) - {OVERRIDE})
+        name = flag[2:].replace("-", "_")
+        field = likeliest(name) if self.takes_overrides else ""
+        fields = [f"--{field}"] if field else []
+        exact = fields if field.rpartition(".")[2] == name else []
+        guess = next(iter(exact), "") or nearest(flag.replace("_", "-"), [*known, *fields])
         return Problem(
             where=ctx.command_path,
             what="there is no such option",

@@ -30,6 +30,12 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
     return next(iter(difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)), "")
 
 
+def likeliest(name: str) -> str:
+    """The dotted field that ``name``, which is none, may have meant: of another section, or misspelt."""
+    key = name.rpartition(".")[2]
+    return next((path for path in option_names() if path.rpartition(".")[2] == key), nearest(name, option_names()))
+
+
 _BROKEN: Any = object()
 _NULLS = {"", "~", "null", "Null", "NULL"}
 _MEANT = {"yes": "true", "on": "true", "1": "true", "no": "false", "off": "false", "0": "false"}
@@ -70,6 +76,8 @@ class Decoder:
         found = {}
         for key, item in entry.value.items():
             dotted = f"{path}.{key}".lstrip(".")
+            if dotted in self.broken:  # a kind, reported already
+                continue
             if key not in known:
                 self._unknown(dotted, key, item, hint, kinds)
             elif (decoded := self.value(known[key], item, dotted, getattr(standard, key))) is not _BROKEN:
@@ -86,7 +94,6 @@ class Decoder:
         guess = nearest(wanted, kinds)
         self._wrong(f"{path}.kind", fields["kind"], f"there is no such kind of {path}", ", ".join(kinds), guess)
         self.broken.add(path)
-        fields["kind"] = Entry(guess or next(k for k, cls in kinds.items() if cls is default), fields["kind"].where)
         return kinds.get(guess, default)
 
     def _wrong(self, path: str, entry: Entry, what: str, allowed: str, attempt: str = "") -> Any:
@@ -116,11 +123,7 @@ class Decoder:
             )
             return
         guess = nearest(key, hints(cls))
-        if guess:
-            guess = f"{section}.{guess}".lstrip(".")
-        else:
-            namesakes = [name for name in option_names() if name.rpartition(".")[2] == key]
-            guess = namesakes[0] if namesakes else nearest(path, option_names())
+        guess = f"{section}.{guess}".lstrip(".") if guess else likeliest(path)
         self.problems.append(
             Problem(
                 where=entry.where,
@@ -146,7 +149,10 @@ def _coerce(hint: Any, entry: Entry) -> Any:
         return None if nothing else _coerce(inner, entry)
     if origin is tuple:
         if isinstance(text, str):
-            text = [Entry(part.strip(), entry.where, quoted=True) for part in text.split(",")] if text else []
+            parts = [part.strip() for part in text.split(",")] if text else []
+            if not all(parts):
+                raise _WrongError(",".join(filter(None, parts)))
+            text = [Entry(part, entry.where, quoted=True) for part in parts]
         if not isinstance(text, list):
             raise _WrongError("")
         of = [arguments[0]] * len(text) if arguments[-1] is Ellipsis else list(arguments)
