@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gradatim.config import check_config, load
@@ -155,6 +155,7 @@ def test_enormous_numbers_are_answered_at_once() -> None:
 
 
 @given(st.dictionaries(st.sampled_from(option_names()), st.text(max_size=6) | st.integers().map(str), max_size=4))
+@example({"model.d_model": "0", "model.kind": "gtp"})
 @settings(deadline=None, max_examples=150)
 def test_any_override_is_applied_or_refused(overrides: dict[str, str]) -> None:
     loaded = load("gpt.yaml", overrides)

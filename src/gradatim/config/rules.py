@@ -108,9 +108,11 @@ class _Rules:
     def require(self, kept: bool, fields: str, what: str, *, allowed: str = "", attempt: str = "") -> None:
         """Note a problem unless ``kept``. ``fields``: what the rule reads, dotted, the one to mend first."""
         paths = fields.split()
-        if kept or not all(map(self.readable, paths)):
+        if kept:
             return
         self.failed.update(paths)
+        if not all(map(self.readable, paths)):
+            return
         set_at = [self.places[path] for path in paths if path in self.places]
         where = next((place for place in set_at if place.startswith("--")), (set_at or paths)[0])
         got = ", ".join(f"{path} {scalar_text(self.get(path))}" for path in paths)
