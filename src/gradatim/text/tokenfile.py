@@ -14,7 +14,7 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,9 @@ def paths(prefix: Path) -> tuple[Path, Path, Path]:
 class TokenFile:
     """A verified, memory-mapped token file."""
 
-    def __init__(self, prefix: Path, tokens: NDArray[Any], lengths: NDArray[Any], starts: NDArray[Any], meta: TokenMeta | None) -> None:
+    def __init__(
+        self, prefix: Path, tokens: NDArray[Any], lengths: NDArray[Any], starts: NDArray[Any], meta: TokenMeta | None
+    ) -> None:
         self.prefix = prefix
         self.tokens = tokens
         """All tokens end to end, a read-only memory map."""
@@ -111,7 +113,7 @@ class TokenFile:
         vocab_size: int,
         boundary: int,
         tokenizer: str,
-        text_bytes: int,
+        text_bytes: int | Callable[[], int],
         unknown: int | None = None,
     ) -> TokenFile:
         """Write documents (arrays of ids that already end with ``boundary``), each file whole or not at all, and open the result.
@@ -140,7 +142,11 @@ class TokenFile:
                 lengths += map(len, block)
             _sync(file)
         if not lengths:
-            raise DataError(Problem(where=str(prefix), what="there is no document to write", attempt="name a text that is not empty"))
+            raise DataError(
+                Problem(
+                    where=str(prefix), what="there is no document to write", attempt="name a text that is not empty"
+                )
+            )
         sizes = np.asarray(lengths, np.int32)
         offsets = np.zeros(len(sizes), np.int64)
         np.cumsum(sizes[:-1], dtype=np.int64, out=offsets[1:])
@@ -150,7 +156,7 @@ class TokenFile:
                 file.write(array.tobytes())
             _sync(file)
         meta = TokenMeta(
-            dtype=dtype.name, documents=len(sizes), tokens=int(sizes.sum(dtype=np.int64)), bytes=text_bytes, unknown=unknowns,
+            dtype=dtype.name, documents=len(sizes), tokens=int(sizes.sum(dtype=np.int64)), bytes=text_bytes() if callable(text_bytes) else text_bytes, unknown=unknowns,
             vocab_size=vocab_size, boundary=boundary, tokenizer=tokenizer, checksum=checksum,
         )  # fmt: skip
         with temporary[2].open("wb") as file:
@@ -174,7 +180,9 @@ class TokenFile:
         binary, index, description = paths(prefix)
         for path in (binary, index):
             if not path.is_file():
-                raise DataError(Problem(where=str(path), what="there is no such token file", attempt="gradatim prepare"))
+                raise DataError(
+                    Problem(where=str(path), what="there is no such token file", attempt="gradatim prepare")
+                )
         dtype, lengths, marks, offsets = _read_index(index)
         tokens_expected = int(lengths.sum(dtype=np.int64))
         expected, found = tokens_expected * dtype.itemsize, binary.stat().st_size
@@ -190,9 +198,13 @@ class TokenFile:
             facts = {"dtype": dtype.name, "documents": len(marks) - 1, "tokens": tokens_expected}
             for name, value in facts.items():
                 if getattr(meta, name) != value:
-                    raise _broken(description, f"{name} does not agree with the index", str(getattr(meta, name)), str(value))
+                    raise _broken(
+                        description, f"{name} does not agree with the index", str(getattr(meta, name)), str(value)
+                    )
             if tokenizer is not None and meta.tokenizer != tokenizer:
-                raise _broken(description, "the tokens were made by another tokenizer", meta.tokenizer[:16], tokenizer[:16])
+                raise _broken(
+                    description, "the tokens were made by another tokenizer", meta.tokenizer[:16], tokenizer[:16]
+                )
             if verify and (found_sum := _checksum(tokens)) != meta.checksum:
                 raise _broken(binary, "the checksum does not agree", f"{found_sum:08x}", f"{meta.checksum:08x}")
         # Document marks may join several sequences (Megatron's sentence splitting); documents are what we read.
@@ -219,7 +231,11 @@ def _sync(file: Any) -> None:
 
 
 def _broken(path: Path, what: str, got: str, allowed: str) -> DataError:
-    return DataError(Problem(where=str(path), what=what, got=got, allowed=allowed, attempt="prepare the text again with gradatim prepare"))
+    return DataError(
+        Problem(
+            where=str(path), what=what, got=got, allowed=allowed, attempt="prepare the text again with gradatim prepare"
+        )
+    )
 
 
 def _read_index(path: Path) -> tuple[np.dtype[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
@@ -228,7 +244,12 @@ def _read_index(path: Path) -> tuple[np.dtype[Any], NDArray[Any], NDArray[Any], 
         raise _broken(path, "this is not a token index", repr(raw[:9]), repr(MAGIC))
     _, version, code, sequences, marks = HEADER.unpack_from(raw)
     if version != VERSION or code not in DTYPES:
-        raise _broken(path, "unknown version or dtype code", f"version {version}, code {code}", f"version 1, code in {sorted(DTYPES)}")
+        raise _broken(
+            path,
+            "unknown version or dtype code",
+            f"version {version}, code {code}",
+            f"version 1, code in {sorted(DTYPES)}",
+        )
     expected = HEADER.size + 12 * sequences + 8 * marks
     if len(raw) != expected:
         raise _broken(path, "its size does not agree with its header", f"{len(raw):,} bytes", f"{expected:,} bytes")
@@ -237,7 +258,12 @@ def _read_index(path: Path) -> tuple[np.dtype[Any], NDArray[Any], NDArray[Any], 
     documents = np.frombuffer(raw, np.int64, marks, HEADER.size + 12 * sequences)
     ordered = marks > 0 and documents[0] == 0 and documents[-1] == sequences and bool((np.diff(documents) >= 0).all())
     if not ordered or (sequences and lengths.min() < 0):
-        raise _broken(path, "document marks or lengths are out of order", "broken index", "marks from 0 to the number of sequences")
+        raise _broken(
+            path,
+            "document marks or lengths are out of order",
+            "broken index",
+            "marks from 0 to the number of sequences",
+        )
     return np.dtype(DTYPES[code]), lengths, documents, offsets
 
 

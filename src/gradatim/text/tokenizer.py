@@ -331,7 +331,9 @@ def load_tokenizer(path: Path) -> Tokenizer:
     try:
         engine = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DataError(Problem(where=str(path), what="there is no such tokenizer", attempt="name a tokenizer.json")) from None
+        raise DataError(
+            Problem(where=str(path), what="there is no such tokenizer", attempt="name a tokenizer.json")
+        ) from None
     except Exception as error:  # the library raises bare Exception for every malformed file
         raise DataError(_foreign(f"it cannot be read: {error}", str(path))) from None
     try:

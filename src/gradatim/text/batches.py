@@ -1,0 +1,108 @@
+"""Batches as pure functions of the step: windows for models that see a fixed context, streams for those that carry a state.
+
+The text is one long row of tokens, ``… boundary w₁ w₂ … boundary …``; a sample is ``context`` inputs and, one further, as many targets.
+The token before the first is the last one, a boundary, so the first document opens like every other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gradatim.errors import DataError, Problem
+from gradatim.text.order import derive, sample_ids
+from gradatim.text.tokenfile import TokenFile
+
+IGNORE = -100
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one step trains on."""
+
+    ids: Int[Tensor, "b t"]
+    targets: Int[Tensor, "b t"]
+    """The token after each id; -100 where nothing is to be learned."""
+    fresh: bool = True
+    """Whether a model that carries its state starts anew here."""
+
+
+class Windows:
+    """Samples of ``context`` tokens in an order drawn afresh each epoch, from a grid that is shifted each epoch."""
+
+    def __init__(self, file: TokenFile, context: int, global_batch: int, seed: int, packing: str = "across") -> None:
+        self.tokens, self.starts = file.tokens, file.document_starts
+        self.context, self.global_batch, self.seed, self.packing = context, global_batch, seed, packing
+        if packing == "across":
+            self.samples = (len(self.tokens) - 1) // context
+        else:  # a document's tokens, its boundary included, each predicted once; the last window may be part empty
+            pieces = -(-np.diff(self.starts) // context)
+            self.first_piece = np.concatenate([[0], np.cumsum(pieces)])
+            self.samples = int(self.first_piece[-1])
+        if self.samples < 1:
+            raise too_short(len(self.tokens), context + 1)
+
+    def draw(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Sample numbers of a step and the epoch of each."""
+        return sample_ids(self.seed, step, self.global_batch, self.samples)
+
+    def batch(self, step: int) -> Batch:
+        """What step ``step`` trains on."""
+        index, epoch = self.draw(step)
+        reach = np.arange(self.context + 1)
+        if self.packing == "across":
+            # One window fewer than would fit leaves room to shift the grid, and the text wraps around at its end.
+            shift = np.array([derive(self.seed, 0x7368, int(e)) % self.context for e in epoch])
+            where = (index * self.context + shift)[:, None] + reach - 1
+            taken = self.tokens[where % len(self.tokens)].astype(np.int64)
+            return Batch(torch.from_numpy(taken[:, :-1].copy()), torch.from_numpy(taken[:, 1:].copy()))
+        document = np.searchsorted(self.first_piece, index, side="right") - 1
+        start = self.starts[document] + (index - self.first_piece[document]) * self.context
+        where = start[:, None] + reach - 1  # the token before a document is the boundary of the one before it
+        inside = where < self.starts[document + 1][:, None]
+        taken = self.tokens[np.where(inside, where, -1) % len(self.tokens)].astype(np.int64)
+        targets = np.where(inside[:, 1:], taken[:, 1:], IGNORE)
+        return Batch(torch.from_numpy(taken[:, :-1].copy()), torch.from_numpy(targets))
+
+
+class Streams:
+    """``global_batch`` contiguous rows read side by side, ``context`` tokens a step; every pass starts with a fresh state."""
+
+    def __init__(self, file: TokenFile, context: int, global_batch: int) -> None:
+        self.tokens, self.context, self.global_batch = file.tokens, context, global_batch
+        self.row = (len(self.tokens) - 1) // global_batch
+        self.steps = self.row // context
+        if self.steps < 1:
+            raise too_short(len(self.tokens), global_batch * context + 1)
+
+    def draw(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Offset of each row's first token in a step, and the pass."""
+        number, within = divmod(step, self.steps)
+        rows = np.arange(self.global_batch, dtype=np.int64)
+        return rows * self.row + within * self.context, np.full(self.global_batch, number)
+
+    def batch(self, step: int) -> Batch:
+        """What step ``step`` trains on."""
+        start, _ = self.draw(step)
+        where = start[:, None] + np.arange(self.context + 1) - 1
+        taken = self.tokens[where].astype(np.int64)
+        fresh = step % self.steps == 0
+        return Batch(torch.from_numpy(taken[:, :-1].copy()), torch.from_numpy(taken[:, 1:].copy()), fresh)
+
+
+def too_short(tokens: int, needed: int) -> DataError:
+    """The error of a text that does not fill one sample."""
+    return DataError(
+        Problem(
+            where="data.train",
+            what="the text is shorter than one step needs",
+            got=f"{tokens:,} tokens",
+            allowed=f"at least {needed:,}",
+            attempt="a smaller context or global_batch, or more text",
+        )
+    )

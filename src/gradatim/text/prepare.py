@@ -1,0 +1,184 @@
+"""From a data section to token files: read, mend, learn the tokenizer from the training part, encode, keep.
+
+The result lies in ``data.cache`` under a fingerprint of the settings and of the text itself, so the same text is prepared once
+and a changed file is noticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gradatim.config.settings import DataConfig
+from gradatim.errors import DataError, Problem
+from gradatim.text import embedded
+from gradatim.text.sources import Tally, brings_its_own_splits, read_documents
+from gradatim.text.tokenfile import TokenFile
+from gradatim.text.tokenizer import Ids, Tokenizer, load_tokenizer, train_tokenizer
+
+FORMAT = 1  # part of the fingerprint: raise it when preparing changes its result
+ENCODE_TOGETHER = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Text ready for training."""
+
+    tokenizer: Tokenizer
+    train: TokenFile
+    valid: TokenFile | None
+    test: TokenFile | None
+    report: dict[str, Any]
+    """Counts by split, what was dropped or mended, leaks, sha256 of embedded corpora."""
+    fingerprint: str
+    """Of the settings and the text."""
+
+
+def quiet(_: str) -> None:
+    """Say nothing."""
+
+
+def prepare(config: DataConfig, directory: Path | None = None, say: Callable[[str], None] = quiet) -> Prepared:
+    """Make, or find, the token files of a data section; in ``directory`` if given, else in the cache.
+
+    Raises:
+        DataError: missing or empty text, or a tokenizer that cannot be used.
+    """
+    if brings_its_own_splits(config.train) and not config.valid and not config.test:
+        config = replace(config, valid=config.train, test=config.train)
+    fingerprint = _fingerprint(config)
+    folder = directory or Path(config.cache) / fingerprint[:16]
+    if not (folder / "report.json").is_file():
+        partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+        partial.mkdir(parents=True, exist_ok=True)
+        try:
+            report = _make(config, partial, say)
+            report["fingerprint"] = fingerprint
+            (partial / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            _publish(partial, folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return open_prepared(folder)
+
+
+def open_prepared(folder: Path) -> Prepared:
+    """Open and verify what ``prepare`` left in a folder."""
+    try:
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        fingerprint = str(report["fingerprint"])
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(Problem(where=str(folder), what=f"this is not prepared text ({error})",
+                                attempt="remove the folder, or gradatim prepare … --out DIR")) from None  # fmt: skip
+    tokenizer = load_tokenizer(folder / "tokenizer.json")
+
+    def part(name: str) -> TokenFile | None:
+        exists = (folder / f"{name}.idx").exists() or (folder / f"{name}.bin").exists()
+        return TokenFile.open(folder / name, tokenizer=tokenizer.fingerprint) if exists else None
+
+    train = TokenFile.open(folder / "train", tokenizer=tokenizer.fingerprint)
+    return Prepared(tokenizer, train, part("valid"), part("test"), report, fingerprint)
+
+
+def _fingerprint(config: DataConfig) -> str:
+    facts = asdict(config)
+    del facts["cache"], facts["packing"]
+    state = hashlib.sha256(json.dumps([FORMAT, facts]).encode())
+    for name in [*config.train, *config.valid, *config.test, config.tokenizer.path or ""]:
+        path = Path(name)
+        if name in embedded.CORPORA:
+            state.update(embedded.digest(embedded.corpus(name, Path(config.cache))).encode())
+        elif name and path.is_file():
+            with path.open("rb") as file:
+                state.update(hashlib.file_digest(file, "sha256").digest())
+        elif name and path.is_dir():
+            for inner in sorted(path.rglob("*.txt")):
+                state.update(str(inner).encode() + hashlib.sha256(inner.read_bytes()).digest())
+    return state.hexdigest()
+
+
+def _make(config: DataConfig, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    say(f"learning a {config.tokenizer.kind} vocabulary from {', '.join(config.train)}")
+    first = Tally()
+    tokenizer = train_tokenizer(config.tokenizer, read_documents(config.train, "train", config, first))
+    if not first.documents:
+        raise DataError(Problem(where="data.train", what="there is no text to learn from", got=", ".join(config.train) or "nothing",
+                                attempt="name a file that holds more than white space"))  # fmt: skip
+    tokenizer.save(folder / "tokenizer.json")
+    splits: dict[str, Any] = {}
+    seen: set[bytes] = set()
+    for split, names in (("train", config.train), ("valid", config.valid), ("test", config.test)):
+        if not names:
+            continue
+        say(f"encoding {split}")
+        tally, leaked = Tally(), [0]
+        documents = _watched(read_documents(names, split, config, tally), seen, split, leaked)
+        encoded = _encode(tokenizer, documents)
+        try:
+            file = TokenFile.write(folder / split, encoded, vocab_size=tokenizer.vocab_size, boundary=tokenizer.boundary,
+                                   tokenizer=tokenizer.fingerprint, text_bytes=lambda t=tally: t.bytes, unknown=tokenizer.unknown)  # type: ignore[misc]  # fmt: skip
+        except DataError:
+            if tally.documents:
+                raise
+            raise DataError(Problem(where=f"data.{split}", what="there is no text", got=", ".join(names),
+                                    attempt="name a file that holds more than white space")) from None  # fmt: skip
+        splits[split] = {
+            "documents": file.meta.documents, "tokens": file.meta.tokens, "bytes": file.meta.bytes,
+            "unknown": file.meta.unknown, "dropped": dict(tally.dropped), "also in train": leaked[0],
+        }  # fmt: skip
+    corpora = sorted({name for name in config.train if name in embedded.CORPORA})
+    return {
+        "documents": sum(part["documents"] for part in splits.values()),
+        "tokens": sum(part["tokens"] for part in splits.values()),
+        "bytes": sum(part["bytes"] for part in splits.values()),
+        "vocabulary": tokenizer.vocab_size,
+        "dropped": _sum([part["dropped"] for part in splits.values()]),
+        "splits": splits,
+        "tokenizer": tokenizer.fingerprint,
+        "sha256": {name: embedded.digest(embedded.corpus(name, Path(config.cache))) for name in corpora},
+    }
+
+
+def _watched(documents: Iterator[str], seen: set[bytes], split: str, leaked: list[int]) -> Iterator[str]:
+    """Pass documents on; remember those of training, count those of other parts that were among them."""
+    for text in documents:
+        key = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=12).digest()
+        if split == "train":
+            seen.add(key)
+        elif key in seen:
+            leaked[0] += 1
+        yield text
+
+
+def _encode(tokenizer: Tokenizer, documents: Iterator[str]) -> Iterator[Ids]:
+    end = np.array([tokenizer.boundary], np.int64)
+    together: list[str] = []
+    for text in documents:
+        together.append(text)
+        if len(together) == ENCODE_TOGETHER:
+            yield from (np.concatenate([ids, end]) for ids in tokenizer.encode_batch(together))
+            together = []
+    yield from (np.concatenate([ids, end]) for ids in tokenizer.encode_batch(together))
+
+
+def _publish(partial: Path, folder: Path) -> None:
+    if folder.is_dir():  # an earlier, unfinished folder or a user's own: put our files into it, the report last
+        for path in sorted(partial.iterdir(), key=lambda path: path.name == "report.json"):
+            path.replace(folder / path.name)
+    else:
+        partial.rename(folder)
+
+
+def _sum(counts: list[dict[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for part in counts:
+        for key, value in part.items():
+            total[key] = total.get(key, 0) + value
+    return total
