@@ -49,9 +49,7 @@ def parameters(config: GptConfig, vocab_size: int, context: int) -> list[Paramet
     for layer in range(config.n_layers):
         block = f"blocks.{layer}"
         found += _norm(f"{block}.norm1", config)
-        found += _linear(
-            f"{block}.attention.qkv", (config.n_heads + 2 * kv) * head_dim, d, COLUMN, config.bias
-        )
+        found += _linear(f"{block}.attention.qkv", (config.n_heads + 2 * kv) * head_dim, d, COLUMN, config.bias)
         found += _linear(f"{block}.attention.out", d, config.n_heads * head_dim, ROW, config.bias)
         found += _norm(f"{block}.norm2", config)
         if config.activation == "swiglu":

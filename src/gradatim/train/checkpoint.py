@@ -264,7 +264,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
 def _verify_file(path: Path, expected: FileEntry) -> None:
     try:
-        with path.open("rb", opener=open_regular) as file:
+        with open(path, "rb", opener=open_regular) as file:  # noqa: PTH123 - Path.open takes no opener
             size = os.fstat(file.fileno()).st_size
             if size != expected.bytes:
                 raise refuse(path, "wrong size", got=f"{size} bytes", allowed=f"{expected.bytes} bytes")

@@ -1,0 +1,137 @@
+"""Metrics: ``metrics.jsonl`` always, TensorBoard and Weights & Biases where asked for, and lines for people to watch.
+
+Rows carry ``attempt``, the number of times the run has been started: rows after the checkpoint that a resumed run continues from
+are superseded, and ``read_metrics`` keeps the last attempt's row of each step.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gradatim.config.settings import TrackConfig
+from gradatim.errors import LaunchError, Problem
+
+QUIET_SECONDS = 10.0
+"""Time between lines where there is no terminal."""
+
+
+class MetricsLog:
+    """Writes one JSON object a row; ``sync`` waits until the disk has them all."""
+
+    def __init__(self, path: Path, track: TrackConfig, attempt: int) -> None:
+        self.attempt = attempt
+        _end_torn_line(path)
+        self._file = path.open("a", encoding="utf-8")
+        self._trackers = list(_trackers(path.parent, track))
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append a row; numbers that are not finite become null."""
+        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        self._file.write(json.dumps({**clean, "attempt": self.attempt}) + "\n")
+        for tracker in self._trackers:
+            tracker({k: v for k, v in clean.items() if isinstance(v, int | float)}, row["step"])
+
+    def sync(self) -> None:
+        """Return when all rows are on disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Rows in order of step, of each step the one of the last attempt; a line torn by a crash is passed over."""
+    rows: dict[int, dict[str, Any]] = {}
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            newer = {step: old for step, old in rows.items() if step < row["step"] or old["attempt"] == row["attempt"]}
+            rows = newer if len(newer) != len(rows) else rows
+            rows[row["step"]] = row
+    return [rows[step] for step in sorted(rows)]
+
+
+def _end_torn_line(path: Path) -> None:
+    """A killed process may leave half a row: end it, so that the next row stands on a line of its own."""
+    if path.exists() and path.stat().st_size:
+        with path.open("rb+") as file:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+
+
+def _trackers(directory: Path, track: TrackConfig) -> Iterator[Any]:
+    if track.tensorboard:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise _missing("track.tensorboard", "tensorboard") from None
+        writer = SummaryWriter(str(directory / "tensorboard"))
+
+        def tensorboard(row: dict[str, float], step: int) -> None:
+            for name, value in row.items():
+                writer.add_scalar(name, value, step)
+
+        yield tensorboard
+    if track.wandb is not None:
+        try:
+            import wandb
+        except ImportError:
+            raise _missing("track.wandb", "wandb") from None
+        run = wandb.init(project=track.wandb, dir=str(directory), name=directory.name)
+        yield lambda row, step: run.log(row, step=step)
+
+
+def _missing(where: str, package: str) -> LaunchError:
+    return LaunchError(Problem(where=where, what=f"{package} is not installed", attempt="pip install 'gradatim[track]'"))
+
+
+class Progress:
+    """What people see of a training run: a moving line on a terminal, a plain line now and then elsewhere."""
+
+    def __init__(self, steps: int, first: int, quiet: bool = False) -> None:
+        self.steps, self.first, self.quiet = steps, first, quiet
+        self.started = self.last = time.monotonic()
+        self.terminal = sys.stderr.isatty()
+
+    def step(self, row: dict[str, Any]) -> None:
+        """After every update."""
+        now = time.monotonic()
+        done = row["step"]
+        wait = 0.1 if self.terminal else QUIET_SECONDS
+        if self.quiet or (now - self.last < wait and done != self.steps):
+            return
+        self.last = now
+        left = (now - self.started) / max(1, done - self.first) * (self.steps - done)
+        text = (
+            f"step {done}/{self.steps}  loss {row['loss'] if row['loss'] is not None else math.nan:.4f}  "
+            f"{row['tokens_per_second']:,.0f} tokens/s  {_clock(left)} left"
+        )
+        self._print(text, keep=not self.terminal)
+
+    def note(self, text: str) -> None:
+        """A line that stays."""
+        if not self.quiet:
+            self._print(text, keep=True)
+
+    def _print(self, text: str, keep: bool) -> None:
+        start = "\r\x1b[K" if self.terminal else ""
+        print(start + text, end="\n" if keep else "", file=sys.stderr, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

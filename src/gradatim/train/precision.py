@@ -1,0 +1,37 @@
+"""Arithmetic of a run: fp32, fp64, or bf16 matmuls over fp32 weights, gradients and sums (torch's autocast)."""
+
+from __future__ import annotations
+
+import contextlib
+from contextlib import AbstractContextManager
+
+import torch
+
+
+def device() -> torch.device:
+    """A GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def weight_dtype(precision: str) -> torch.dtype:
+    """What weights and their moments are kept in."""
+    return torch.float64 if precision == "fp64" else torch.float32
+
+
+def arithmetic(precision: str, where: torch.device) -> AbstractContextManager[object]:
+    """The context of forward passes."""
+    if precision == "bf16":
+        return torch.autocast(where.type, torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
+"""Dense bf16 FLOP/s of data sheets, by a part of the device's name."""
+
+
+def peak_flops(precision: str, where: torch.device) -> float | None:
+    """The peak that model FLOPs utilisation is measured against, where it is known."""
+    if where.type != "cuda" or precision != "bf16":
+        return None
+    name = torch.cuda.get_device_name(where)
+    return next((peak for part, peak in PEAKS.items() if part in name), None)
