@@ -13,7 +13,9 @@ from gradatim.config import load_config
 
 @click.command(cls=Verb)
 @click.argument("recipe")
-@click.option("--run", "directory", type=click.Path(path_type=Path), help="Where the run is kept [a new one under runs/].")
+@click.option(
+    "--run", "directory", type=click.Path(path_type=Path), help="Where the run is kept [a new one under runs/]."
+)
 @click.option("--resume", is_flag=True, help="Continue the run in --run; starts afresh where it has no checkpoint.")
 @overrides_argument
 @json_option

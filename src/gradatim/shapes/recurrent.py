@@ -19,7 +19,12 @@ def recurrent_parameters(config: RecurrentConfig, vocab_size: int) -> list[Param
     found = [ParameterShape("embed.weight", (vocab_size, width))]
     for layer in range(config.n_layers):
         into = width if layer == 0 else d
-        shapes = {"weight_ih": (gates * d, into), "weight_hh": (gates * d, d), "bias_ih": (gates * d,), "bias_hh": (gates * d,)}
+        shapes = {
+            "weight_ih": (gates * d, into),
+            "weight_hh": (gates * d, d),
+            "bias_ih": (gates * d,),
+            "bias_hh": (gates * d,),
+        }
         found += [ParameterShape(f"blocks.{layer}.{name}_l0", shape) for name, shape in shapes.items()]
     if config.tied and width != d:
         found.append(ParameterShape("project.weight", (width, d)))

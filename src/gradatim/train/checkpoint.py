@@ -264,7 +264,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
 def _verify_file(path: Path, expected: FileEntry) -> None:
     try:
-        with open(path, "rb", opener=open_regular) as file:  # noqa: PTH123 - Path.open takes no opener
+        with open(path, "rb", opener=open_regular) as file:
             size = os.fstat(file.fileno()).st_size
             if size != expected.bytes:
                 raise refuse(path, "wrong size", got=f"{size} bytes", allowed=f"{expected.bytes} bytes")
@@ -314,7 +314,8 @@ def newest_valid(checkpoints: Path) -> tuple[Checkpoint | None, list[CheckpointE
 
 def best_valid(checkpoints: Path) -> tuple[Checkpoint | None, list[CheckpointError]]:
     """The checkpoint of lowest validation loss that verifies (earliest if equal; the newest where none was
-    evaluated), and why better ones were rejected."""
+    evaluated), and why better ones were rejected.
+    """
     rejected: list[CheckpointError] = []
     judged: list[tuple[float, int, Path]] = []
     for folder in list_checkpoints(checkpoints):

@@ -42,6 +42,7 @@ from gradatim.train.run_directory import (
     MODEL,
     Run,
     config_error_existing,
+    config_error_foreign,
     load_weights,
     refuse_changes,
     training_hash,
@@ -90,13 +91,13 @@ class Counters:
     """Lowest validation loss so far."""
     since_best: int = 0
     """Evaluations since then."""
-    attempt: int = 1
-    """How often the run has been started."""
     last_row: dict[str, Any] = field(default_factory=dict)
     """The metrics row of this step."""
 
 
-def train(config: RunConfig, directory: Path, resume: bool = False, say: Callable[[str], None] = lambda _: None) -> TrainResult:
+def train(
+    config: RunConfig, directory: Path, resume: bool = False, say: Callable[[str], None] = lambda _: None
+) -> TrainResult:
     """Train a model as the config says, in a run directory.
 
     Raises:
@@ -108,15 +109,15 @@ def train(config: RunConfig, directory: Path, resume: bool = False, say: Callabl
     run = Run(directory)
     if run.exists and not resume:
         raise config_error_existing(directory)
-    if run.exists:
-        refuse_changes(run.config, config, directory / "config.yaml")
-    prepared = prepare(config.data, say=say)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LaunchError(Problem(where=str(directory), what=f"the run directory cannot be made ({error.strerror})",
-                                  attempt="choose another place with --run DIR")) from None  # fmt: skip
-    with run.locked():
+    if run.foreign:
+        raise config_error_foreign(directory)
+    # Dropout seeds torch's generators in every step; a caller's own draws go on as if nothing had happened.
+    with run.locked(), torch.random.fork_rng():
+        if run.exists and not resume:  # another process made it a moment ago
+            raise config_error_existing(directory)
+        if run.exists:
+            refuse_changes(run.config, config, directory / "config.yaml")
+        prepared = prepare(config.data, say=say)
         if not run.exists:
             Run.create(directory, config, prepared.tokenizer)
         elif run.tokenizer.fingerprint != prepared.tokenizer.fingerprint:
@@ -163,7 +164,7 @@ class Trainer:
         config, counters = self.config, self.counters
         self._resume()
         self.say(f"{self.model.parameter_count():,} parameters, {self.batches_per_epoch():.1f} steps see the text once")
-        log = MetricsLog(self.run.metrics, config.track, counters.attempt)
+        log = MetricsLog(self.run.metrics, config.track)
         progress = Progress(config.steps, counters.step)
         with StopRequest() as stop:
             try:
@@ -174,11 +175,10 @@ class Trainer:
                     counters.last_row = row
                     log.write(row)
                     progress.step(row)
+                    self._refuse_more_skips(row, progress)
                     if self._due_to_save() or stop:
-                        log.sync()
-                        self._save(progress)
+                        self._save(log, progress)
             finally:
-                log.sync()
                 log.close()
             if stop and counters.step < config.steps:
                 raise Interrupted(Problem(where=str(self.run.directory), what=f"stopped by {stop.received.name} after step {counters.step}; everything is saved",  # type: ignore[union-attr]
@@ -229,12 +229,20 @@ class Trainer:
             self.carry = None  # it may be poisoned
             row["skipped"] = counters.step - counters.updates
             row["samples"] = self.batches.draw(step)[0].tolist()
-            if counters.step - counters.updates > config.max_skipped_steps:
-                raise NonFiniteError(Problem(where=f"step {counters.step}", what="loss or gradient was not finite once too often",
-                                             got=f"{counters.step - counters.updates} updates skipped, loss {mean}, gradient norm {norm}",
-                                             allowed=f"{config.max_skipped_steps} (max_skipped_steps)",
-                                             attempt="a smaller optimizer.lr, a longer warm-up, or precision fp32"))  # fmt: skip
         return row
+
+    def _refuse_more_skips(self, row: dict[str, Any], progress: Progress) -> None:
+        """Say which samples a skipped update was made of; give up when there have been too many."""
+        if "skipped" not in row:
+            return
+        progress.note(
+            f"WARNING: step {row['step']} skipped: loss {row['loss']}, gradient norm {row['grad_norm']}; samples {row['samples']}"
+        )
+        if row["skipped"] > self.config.max_skipped_steps:
+            raise NonFiniteError(Problem(where=f"step {row['step']}", what="loss or gradient was not finite once too often",
+                                         got=f"{row['skipped']} updates skipped, loss {row['loss']}, gradient norm {row['grad_norm']}",
+                                         allowed=f"{self.config.max_skipped_steps} (max_skipped_steps)",
+                                         attempt="a smaller optimizer.lr, a longer warm-up, or precision fp32"))  # fmt: skip
 
     def _carry_of(self, rows: slice) -> Any:
         if self.carry is None:
@@ -245,7 +253,11 @@ class Trainer:
 
     def _evaluation_due(self) -> bool:
         step = self.counters.step
-        return self.prepared.valid is not None and step > 0 and (step % self.config.evaluation.every == 0 or step == self.config.steps)
+        return (
+            self.prepared.valid is not None
+            and step > 0
+            and (step % self.config.evaluation.every == 0 or step == self.config.steps)
+        )
 
     def _evaluate_if_due(self, row: dict[str, Any], progress: Progress, stop: StopRequest) -> None:
         """Measure the validation loss; a signal in the middle leaves it to the run that resumes."""
@@ -270,7 +282,9 @@ class Trainer:
         self.model.eval()
         try:
             with arithmetic(self.config.precision, self.where):
-                found = log_probs(self.model, tokens, self.prepared.tokenizer.boundary, self.config.context, VALID_ROWS, stop)
+                found = log_probs(
+                    self.model, tokens, self.prepared.tokenizer.boundary, self.config.context, VALID_ROWS, stop
+                )
         finally:
             self.model.train()
         return float(-found.mean())
@@ -286,8 +300,7 @@ class Trainer:
             self._evaluate_if_due(row, progress, stop)
             self.counters.last_row = row
             log.write(row)
-            log.sync()
-            self._save(progress)
+            self._save(log, progress)
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -297,8 +310,10 @@ class Trainer:
         end = counters.step == self.config.steps or self._exhausted()
         return best or end or counters.step % self.config.checkpoint.every == 0
 
-    def _save(self, progress: Progress) -> None:
-        """Publish a checkpoint, then drop old ones; a full disk is a warning, until it happens too often."""
+    def _save(self, log: MetricsLog, progress: Progress) -> None:
+        """Publish a checkpoint once its metrics are on disk, then drop old ones; a full disk is a warning, until it
+        happens too often.
+        """
         tensors = {MODEL + name: parameter.detach() for name, parameter in self.model.named_parameters()}
         tensors |= {OPTIMIZER + name: value for name, value in optimizer_tensors(self.model, self.optimizer).items()}
         if self.carry is not None:
@@ -311,10 +326,13 @@ class Trainer:
             tokenizer_fingerprint=self.prepared.tokenizer.fingerprint, counters=finite_json(asdict(counters)),
         )  # fmt: skip
         try:
+            log.sync()
             save_checkpoint(self.run.checkpoints, manifest, tensors)
         except OSError as error:
             self.failed_saves += 1
-            progress.note(f"WARNING: step {counters.step} could not be saved ({error.strerror}); earlier checkpoints are whole")
+            progress.note(
+                f"WARNING: step {counters.step} could not be saved ({error.strerror}); earlier checkpoints are whole"
+            )
             if self.failed_saves >= FAILED_SAVES:
                 raise LaunchError(Problem(where=str(self.run.checkpoints), what=f"checkpoints cannot be written ({error.strerror})",
                                           got=f"{self.failed_saves} failures in a row", attempt="free some disk space, then --resume")) from None  # fmt: skip
@@ -344,7 +362,6 @@ class Trainer:
             raise DataError(Problem(where=str(checkpoint.folder), what="the text has changed since the checkpoint was made",
                                     attempt="restore the text, or start another run"))  # fmt: skip
         self.counters = Counters(**manifest.counters)
-        self.counters.attempt += 1
         load_weights(self.model, checkpoint.tensors(MODEL), checkpoint.folder)
         load_optimizer(self.model, self.optimizer, checkpoint.tensors(OPTIMIZER), self.counters.updates)
         carried = checkpoint.tensors(CARRY)

@@ -133,7 +133,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 def read_regular_file(path: Path, most_bytes: int) -> bytes:
     """Content of a regular file no longer than ``most_bytes``; links, FIFOs and devices are refused unopened."""
-    with open(path, "rb", opener=open_regular) as file:  # noqa: PTH123 - Path.open takes no opener
+    with open(path, "rb", opener=open_regular) as file:
         data = file.read(most_bytes + 1)
     if len(data) > most_bytes:
         raise refuse(path, "the file is too large to be what it should be", allowed=f"at most {most_bytes} bytes")

@@ -1,11 +1,12 @@
 """Metrics: ``metrics.jsonl`` always, TensorBoard and Weights & Biases where asked for, and lines for people to watch.
 
-Rows carry ``attempt``, the number of times the run has been started: rows after the checkpoint that a resumed run continues from
-are superseded, and ``read_metrics`` keeps the last attempt's row of each step.
+Rows carry ``attempt``, how many times the run had been started: rows after the checkpoint that a resumed run continues from are
+superseded by those of the next attempt, and ``read_metrics`` leaves them out.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -23,53 +24,70 @@ QUIET_SECONDS = 10.0
 
 
 class MetricsLog:
-    """Writes one JSON object a row; ``sync`` waits until the disk has them all."""
+    """Writes one JSON object a row; ``sync`` waits until the disk has them all.
 
-    def __init__(self, path: Path, track: TrackConfig, attempt: int) -> None:
-        self.attempt = attempt
-        _end_torn_line(path)
-        self._file = path.open("a", encoding="utf-8")
+    A full disk never ends a run: rows that could not be written are kept and tried again with the next one.
+    """
+
+    def __init__(self, path: Path, track: TrackConfig) -> None:
+        rows = _last_row(path)
+        self.attempt = rows["attempt"] + 1 if rows else 1
+        self._pending = bytearray()
         self._trackers = list(_trackers(path.parent, track))
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        if _is_torn(path):  # end the half row of a killed process, so that the next stands on a line of its own
+            self._pending += b"\n"
 
     def write(self, row: dict[str, Any]) -> None:
         """Append a row; numbers that are not finite become null."""
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-        self._file.write(json.dumps({**clean, "attempt": self.attempt}) + "\n")
+        self._pending += (json.dumps({**clean, "attempt": self.attempt}) + "\n").encode()
+        with contextlib.suppress(OSError):
+            self._flush()
         for tracker in self._trackers:
             tracker({k: v for k, v in clean.items() if isinstance(v, int | float)}, row["step"])
 
+    def _flush(self) -> None:
+        while self._pending:
+            del self._pending[: os.write(self._descriptor, self._pending)]
+
     def sync(self) -> None:
-        """Return when all rows are on disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Return when all rows are on disk. Raises OSError where it does not take them."""
+        self._flush()
+        os.fsync(self._descriptor)
 
     def close(self) -> None:
-        """Flush and close."""
-        self._file.close()
+        """Write what can be written, and close."""
+        with contextlib.suppress(OSError):
+            self.sync()
+        os.close(self._descriptor)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Rows in order of step, of each step the one of the last attempt; a line torn by a crash is passed over."""
-    rows: dict[int, dict[str, Any]] = {}
+    """Rows in order of step. A row supersedes earlier ones of its step and of later steps, which an attempt before it
+    wrote after the checkpoint that was continued from; a line torn by a crash is passed over.
+    """
+    rows: list[dict[str, Any]] = []
     if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 row = json.loads(line)
-            except ValueError:
+                step = row["step"]
+            except (ValueError, TypeError, KeyError):
                 continue
-            newer = {step: old for step, old in rows.items() if step < row["step"] or old["attempt"] == row["attempt"]}
-            rows = newer if len(newer) != len(rows) else rows
-            rows[row["step"]] = row
-    return [rows[step] for step in sorted(rows)]
+            while rows and rows[-1]["step"] >= step:
+                rows.pop()
+            rows.append(row)
+    return rows
 
 
-def _end_torn_line(path: Path) -> None:
-    """A killed process may leave half a row: end it, so that the next row stands on a line of its own."""
-    if path.exists() and path.stat().st_size:
-        with path.open("rb+") as file:
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
+def _last_row(path: Path) -> dict[str, Any] | None:
+    rows = read_metrics(path)
+    return rows[-1] if rows else None
+
+
+def _is_torn(path: Path) -> bool:
+    return path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
 
 
 def _trackers(directory: Path, track: TrackConfig) -> Iterator[Any]:
@@ -95,7 +113,9 @@ def _trackers(directory: Path, track: TrackConfig) -> Iterator[Any]:
 
 
 def _missing(where: str, package: str) -> LaunchError:
-    return LaunchError(Problem(where=where, what=f"{package} is not installed", attempt="pip install 'gradatim[track]'"))
+    return LaunchError(
+        Problem(where=where, what=f"{package} is not installed", attempt="pip install 'gradatim[track]'")
+    )
 
 
 class Progress:

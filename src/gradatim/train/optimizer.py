@@ -52,7 +52,9 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
     }
 
 
-def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], updates: int) -> None:
+def load_optimizer(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], updates: int
+) -> None:
     """Restore moments; every parameter has been updated equally often, so one number stands for all step counters."""
     named = dict(model.named_parameters())
     for key, value in tensors.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -91,9 +91,17 @@ class Run:
             tokenizer.save(directory / "tokenizer.json")
             (directory / "config.yaml").write_text(config_to_yaml(config), encoding="utf-8")
         except OSError as error:
-            raise LaunchError(Problem(where=str(directory), what=f"the run directory cannot be written ({error.strerror})",
-                                      attempt="choose another place with --run DIR"))  # fmt: skip
+            raise not_writable(directory, error) from None
         return Run(directory)
+
+    @property
+    def foreign(self) -> bool:
+        """Whether the directory holds files but no run."""
+        directory = self.directory
+        if not directory.is_dir():
+            return directory.exists()
+        ours = {"lock", "checkpoints", "logs", "env.json", "tokenizer.json"}  # creating a run may have been interrupted
+        return not self.exists and any(inner.name not in ours for inner in directory.iterdir())
 
     @property
     def exists(self) -> bool:
@@ -102,42 +110,29 @@ class Run:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes out; a lock whose process is gone is taken over."""
-        path = self.directory / "lock"
-        mine = f"{socket.gethostname()} {os.getpid()}"
-        self.directory.mkdir(parents=True, exist_ok=True)
-        while True:
-            try:
-                descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-                break
-            except FileExistsError:
-                if not self._stale(path):
-                    holder = path.read_text(encoding="utf-8")
-                    raise LaunchError(Problem(where=str(path), what="another process is training this run", got=holder,
-                                              attempt="wait for it, or remove the file if that process is gone")) from None  # fmt: skip
-                path.unlink(missing_ok=True)
-        os.write(descriptor, mine.encode())
-        os.close(descriptor)
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+        """Keep other processes out. The kernel drops the lock with its process, so none is ever stale.
 
-    @staticmethod
-    def _stale(path: Path) -> bool:
+        Raises:
+            LaunchError: another process is training this run, or the directory cannot be written.
+        """
+        path = self.directory / "lock"
         try:
-            host, pid = path.read_text(encoding="utf-8").split()
-            if host != socket.gethostname():
-                return False
-            os.kill(int(pid), 0)
-        except (ProcessLookupError, FileNotFoundError):
-            return True
-        except ValueError:  # empty: its writer died between creating and writing it, or is about to write
-            time.sleep(0.2)
-            return not path.exists() or not path.read_text(encoding="utf-8").strip()
+            self.directory.mkdir(parents=True, exist_ok=True)
+            file = path.open("a+", encoding="utf-8")
         except OSError as error:
-            return error.errno == errno.ESRCH
-        return False
+            raise not_writable(self.directory, error) from None
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.seek(0)
+                raise LaunchError(Problem(where=str(path), what="another process is training this run", got=file.read(200).strip(),
+                                          attempt="wait for it or stop it, or choose another --run DIR")) from None  # fmt: skip
+            file.truncate(0)
+            file.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+            yield
+            file.truncate(0)
 
     # ------------------------------------------------------------------ models
 
@@ -148,7 +143,10 @@ class Run:
             CheckpointError: there is none, or what there is is damaged; an explicit step never falls back to another.
         """
         if which not in ("best", "last"):
-            return open_checkpoint(step_folder(self.checkpoints, int(which)))
+            if not which.removeprefix("step-").isdecimal():
+                raise CheckpointError(Problem(where=str(self.checkpoints), what="no checkpoint is called that", got=which,
+                                              allowed="best, last or a step number"))  # fmt: skip
+            return open_checkpoint(step_folder(self.checkpoints, int(which.removeprefix("step-"))))
         found, rejected = (best_valid if which == "best" else newest_valid)(self.checkpoints)
         if found is None:
             if rejected:
@@ -256,7 +254,9 @@ def processor_name() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
 
 
 def _git() -> str | None:
@@ -266,6 +266,18 @@ def _git() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def not_writable(directory: Path, error: OSError) -> LaunchError:
+    """The error of a place where no run can be kept."""
+    what = f"the run directory cannot be written ({error.strerror or error})"
+    return LaunchError(Problem(where=str(directory), what=what, attempt="choose another place with --run DIR"))
+
+
+def config_error_foreign(directory: Path) -> ConfigError:
+    """The refusal to mix a run with files that are not a run's."""
+    what = "the directory holds other files and no run"
+    return ConfigError(Problem(where=str(directory), what=what, attempt="--run with a directory that is empty or new"))
 
 
 def config_error_existing(directory: Path) -> ConfigError:
