@@ -4,8 +4,9 @@ A neural model is three parts in a row, so that it can be cut anywhere (pipeline
 
     embed   ids -> vectors          blocks   vectors -> vectors, an ordered list          head   norm and output matrix
 
-Training reads ``hidden`` (everything but the output matrix) and ``nll`` (the loss as a function of hidden vectors
-and head, so that all logits of a large vocabulary never exist at once). ``__call__`` and ``log_prob`` are inference.
+Training reads ``hidden`` (embed and blocks) and ``nll`` (the loss as a function of hidden vectors and head, so that all
+logits of a large vocabulary never exist at once). ``__call__`` and ``log_prob`` are inference: they build no graph, and
+drop nothing when the model is in evaluation mode.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from gradatim.models.layers.embedding import Embedding
 from gradatim.models.layers.init import Init
-from gradatim.models.layers.output import Output
+from gradatim.models.layers.output import Head
 
 
 class NeuralLanguageModel(nn.Module, ABC):
@@ -28,8 +30,10 @@ class NeuralLanguageModel(nn.Module, ABC):
     context: int | None
     carries_state: bool = False
     """Whether training hands the state of one step to the next (truncated back-propagation through time)."""
-    output: Output
-    """The output matrix; its weight may be the input embedding's."""
+    embed: Embedding
+    blocks: nn.ModuleList
+    head: Head
+    """The rest of the model; its output weight may be the input embedding's."""
 
     @abstractmethod
     def start(self, batch: int, source: Any = None) -> Any:
@@ -37,10 +41,10 @@ class NeuralLanguageModel(nn.Module, ABC):
 
     @abstractmethod
     def hidden(self, ids: Int[Tensor, "b t"], state: Any = None) -> tuple[Float[Tensor, "b t d"], Any]:
-        """What the output matrix reads at each position, and the state after the last.
+        """Vectors after the last block at each position, and the state after the last position.
 
-        With ``state=None`` the text starts here and, where a state is only good for decoding (a key-value cache), none is
-        built: this is training's call.
+        With ``state=None`` the text starts here and, where a state is only good for decoding (a key-value cache), none
+        is built: this is training's call.
         """
 
     @abstractmethod
@@ -49,13 +53,13 @@ class NeuralLanguageModel(nn.Module, ABC):
 
     def nll(self, hidden: Float[Tensor, "b t d"], targets: Int[Tensor, "b t"]) -> Float[Tensor, ""]:
         """Sum of -log p(target) in nats over the targets that are not -100."""
-        return self.output.nll(hidden.flatten(0, 1), targets.flatten())
+        return self.head.output.nll(self.head(hidden.flatten(0, 1)), targets.flatten())
 
     @torch.no_grad()
     def forward(self, ids: Int[Tensor, "b t"], state: Any) -> tuple[Float[Tensor, "b t v"], Any]:
         """Log-probabilities of the next token at each position (the protocol's ``__call__``); no gradient."""
         hidden, state = self.hidden(ids, state)
-        return self.output.log_probs(hidden), state
+        return self.head.output.log_probs(self.head(hidden)), state
 
     @torch.no_grad()
     def log_prob(
@@ -63,7 +67,7 @@ class NeuralLanguageModel(nn.Module, ABC):
     ) -> tuple[Float[Tensor, "b t"], Any]:
         """Log-probability of each target, 0 where it is -100; no gradient, no full table of logits."""
         hidden, state = self.hidden(ids, state)
-        return self.output.log_prob(hidden.flatten(0, 1), targets.flatten()).view_as(targets), state
+        return self.head.output.log_prob(self.head(hidden.flatten(0, 1)), targets.flatten()).view_as(targets), state
 
     def parameter_count(self) -> int:
         """Trainable numbers; a tied matrix counts once."""

@@ -1,17 +1,13 @@
-"""Recurrent language models: embedding, recurrence unrolled in time, softmax.
+"""Recurrent language models: embedding, recurrence unrolled in time, softmax (Mikolov et al., 2010).
 
-    rnn   h' = tanh(W x + U h + b)                                                      Elman 1990; Mikolov et al. 2010
-    gru   z, r = σ(…);  n = tanh(W x + r ⊙ (U h));  h' = (1 - z) ⊙ n + z ⊙ h               Cho et al. 2014
-    lstm  i, f, o = σ(…);  c' = f ⊙ c + i ⊙ tanh(W x + U h + b);  h' = o ⊙ tanh(c')        Hochreiter and Schmidhuber 1997
-
-The recurrences are torch's fused ones. Regularisation follows Gal and Ghahramani 2016 (locked dropout: one mask for all time
-steps; whole words dropped from the embedding) and Merity et al. 2018 (weight drop: recurrent weights dropped). Tying the
-output to the embedding is Press and Wolf 2017.
+Regularisation follows Gal and Ghahramani 2016 (locked dropout: one mask for all time steps; whole words dropped from
+the embedding) and Merity et al. 2018 (weight drop: recurrent weights dropped). Tying the output to the embedding, through
+a projection where the widths differ, is Press and Wolf 2017.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -19,29 +15,26 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from gradatim.config.settings import RecurrentConfig
-from gradatim.models.layers.dropout import drop_words, locked_dropout
+from gradatim.models.layers.dropout import locked_dropout
+from gradatim.models.layers.embedding import Embedding
 from gradatim.models.layers.init import Init
-from gradatim.models.layers.output import Output
+from gradatim.models.layers.output import Head, Output
+from gradatim.models.layers.recurrence import Recurrence
 from gradatim.models.neural import NeuralLanguageModel
-
-CELLS: dict[str, type[nn.RNNBase]] = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 
 
 @dataclass(frozen=True, slots=True)
 class RecurrentState:
-    """What the recurrence carries: per layer the hidden vector and, for the LSTM, the cell; None before the first token."""
+    """What the recurrence carries: per layer the hidden vector and the LSTM's cell; None before the first token."""
 
     batch: int
     layers: tuple[tuple[Float[Tensor, "b d"], ...], ...] | None = None
 
     def select(self, rows: Int[Tensor, " n"]) -> Self:
         """The given rows."""
-        if self.layers is None:
-            return type(self)(len(rows))
-        return type(self)(len(rows), tuple(tuple(part[rows] for part in layer) for layer in self.layers))
+        return type(self)(len(rows)) if self.layers is None else self.map(lambda part: part[rows], batch=len(rows))
 
     @classmethod
     def join(cls, states: Sequence[Self]) -> Self:
@@ -52,23 +45,19 @@ class RecurrentState:
             return cls(batch)
         if len(held) != len(states):
             raise ValueError("a state that has read nothing cannot join one that has")
-        return cls(
-            batch,
-            tuple(
-                tuple(torch.cat(parts) for parts in zip(*layer, strict=True))
-                for layer in zip(*held, strict=True)
-            ),
-        )
+        layers = zip(*held, strict=True)
+        return cls(batch, tuple(tuple(torch.cat(parts) for parts in zip(*layer, strict=True)) for layer in layers))
 
     def detach(self) -> Self:
         """The same numbers without their history: where truncated back-propagation stops."""
         return self.map(Tensor.detach)
 
-    def map(self, function: Any) -> Self:
+    def map(self, function: Callable[[Tensor], Tensor], batch: int | None = None) -> Self:
         """Apply a function to every tensor."""
+        batch = self.batch if batch is None else batch
         if self.layers is None:
-            return self
-        return type(self)(self.batch, tuple(tuple(function(part) for part in layer) for layer in self.layers))
+            return type(self)(batch)
+        return type(self)(batch, tuple(tuple(function(part) for part in layer) for layer in self.layers))
 
 
 class RecurrentLM(NeuralLanguageModel):
@@ -80,25 +69,28 @@ class RecurrentLM(NeuralLanguageModel):
     def __init__(self, config: RecurrentConfig, vocab_size: int) -> None:
         super().__init__()
         self.config, self.vocab_size = config, vocab_size
-        width = config.d_embedding or config.d_model
-        self.embed = nn.Embedding(vocab_size, width)
-        widths = [width] + [config.d_model] * config.n_layers
-        cell = CELLS[config.kind]
+        d, width = config.d_model, config.d_embedding or config.d_model
+        self.embed = Embedding(vocab_size, width, word_dropout=config.embedding_dropout)
         self.blocks = nn.ModuleList(
-            cell(into, out, batch_first=True) for into, out in zip(widths, widths[1:])
+            Recurrence(config.kind, d if layer else width, d, config.weight_drop) for layer in range(config.n_layers)
         )
-        projects = config.tied and width != config.d_model
-        self.project = nn.Linear(config.d_model, width, bias=False) if projects else None
-        weight = self.embed.weight if config.tied else nn.Parameter(torch.empty(vocab_size, config.d_model))
-        self.output = Output(weight, vocab_size, bias=True)
+        projection = nn.Linear(d, width, bias=False) if config.tied and width != d else None
+        weight = self.embed.tokens.weight if config.tied else nn.Parameter(torch.empty(vocab_size, d))
+        self.head = Head(Output(weight, vocab_size, bias=True), projection=projection)
 
     def initial(self, name: str) -> Init:
-        """Matrices U(±1/√d_model) as torch's cells, embedding N(0, 0.1²), LSTM forget biases 1 in sum, other biases 0."""
-        if name == "embed.weight":
-            return Init("normal", 0.1 if not self.config.tied else 0.05)
-        if name == "output.bias" or (".bias" in name and self.config.kind != "lstm"):
+        """Matrices U(±1/√d_model); embedding N(0, 0.1²), 0.05² where tied; biases 0, the LSTM's forget gate 1.
+
+        That bias lets gradients pass through time from the start (Jozefowicz et al., 2015).
+        """
+        d = self.config.d_model
+        if name.endswith("bias_ih") and self.config.kind == "lstm":
+            return Init("constant", 0.0, fixed=(d, 2 * d, 1.0))
+        if ".bias" in name:
             return Init("constant", 0.0)
-        return Init("uniform", self.config.d_model**-0.5)
+        if name == "embed.tokens.weight":
+            return Init("normal", 0.05 if self.config.tied else 0.1)
+        return Init("uniform", d**-0.5)
 
     def start(self, batch: int, source: Any = None) -> RecurrentState:
         """Zeros, once the first token is read."""
@@ -107,33 +99,12 @@ class RecurrentLM(NeuralLanguageModel):
     def hidden(
         self, ids: Int[Tensor, "b t"], state: RecurrentState | None = None
     ) -> tuple[Float[Tensor, "b t d"], RecurrentState]:
-        """What the output layer reads at each position, and the state after the last."""
-        config = self.config
-        drop = locked_dropout if config.locked_dropout else F.dropout
-        weight = drop_words(self.embed.weight, config.embedding_dropout, self.training)
-        x = drop(F.embedding(ids, weight), config.dropout, self.training)
+        """The last layer's hidden vectors, and the state after the last position."""
+        drop = locked_dropout if self.config.locked_dropout else F.dropout
+        x = drop(self.embed(ids), self.config.dropout, self.training)
         after = []
         for index, block in enumerate(self.blocks):
-            before = None if state is None or state.layers is None else state.layers[index]
-            x, layer = self._run(block, x, before)
+            x, layer = block(x, None if state is None or state.layers is None else state.layers[index])
+            x = drop(x, self.config.dropout, self.training)
             after.append(layer)
-            x = drop(x, config.dropout, self.training)
-        if self.project is not None:
-            x = self.project(x)
         return x, RecurrentState(ids.shape[0], tuple(after))
-
-    def _run(
-        self, block: nn.Module, x: Float[Tensor, "b t d"], before: tuple[Tensor, ...] | None
-    ) -> tuple[Float[Tensor, "b t d"], tuple[Tensor, ...]]:
-        """One layer over time; torch keeps the state as ``[1, b, d]``."""
-        given: Any = None
-        if before is not None:
-            parts = tuple(part[None].to(x.dtype) for part in before)
-            given = parts if len(parts) == 2 else parts[0]
-        if self.training and self.config.weight_drop:
-            weights = dict(block.named_parameters())
-            weights["weight_hh_l0"] = F.dropout(weights["weight_hh_l0"], self.config.weight_drop)
-            y, last = functional_call(block, weights, (x, given))
-        else:
-            y, last = block(x, given)
-        return y, tuple(part[0] for part in (last if isinstance(last, tuple) else (last,)))

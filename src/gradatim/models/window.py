@@ -2,8 +2,8 @@
 
     x = [C(w_{i-n+1}); …; C(w_i)]        y = tanh(H x + d)        p(next) = softmax(U y + b)
 
-The embeddings of the last n tokens are concatenated and pass one hidden layer. For a whole text that is a convolution over
-time of width n; before the text begins the window is filled with zero vectors.
+The embeddings of the last n tokens are concatenated and pass one hidden layer. Before a text begins the window is
+filled with one more word, whose vector is learned like any other's and which is never predicted.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from gradatim.config.settings import WindowConfig
+from gradatim.models.layers.embedding import Embedding
 from gradatim.models.layers.init import Init
-from gradatim.models.layers.output import Output
+from gradatim.models.layers.output import Head, Output
 from gradatim.models.neural import NeuralLanguageModel
 
 
 @dataclass(frozen=True, slots=True)
 class WindowState:
-    """The embeddings of the last n-1 tokens, zeros before the text."""
+    """The last n-1 ids; ``vocab_size`` stands for what was before the text."""
 
-    recent: Float[Tensor, "b past d"]
+    recent: Int[Tensor, "b past"]
 
     @property
     def batch(self) -> int:
@@ -44,6 +45,19 @@ class WindowState:
         return cls(torch.cat([state.recent for state in states]))
 
 
+class Hidden(nn.Module):
+    """``tanh(H x + d)`` over concatenated embeddings."""
+
+    def __init__(self, into: int, out: int, dropout: float) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(into, out)
+        self.dropout = dropout
+
+    def forward(self, x: Float[Tensor, "b t nd"]) -> Float[Tensor, "b t f"]:
+        """Each window by itself."""
+        return F.dropout(torch.tanh(self.hidden(x)), self.dropout, self.training)
+
+
 class WindowLM(NeuralLanguageModel):
     """Concatenated embeddings, tanh, softmax."""
 
@@ -52,36 +66,34 @@ class WindowLM(NeuralLanguageModel):
     def __init__(self, config: WindowConfig, vocab_size: int) -> None:
         super().__init__()
         self.config, self.vocab_size = config, vocab_size
-        self.embed = nn.Embedding(vocab_size, config.d_model)
-        out = config.d_model if config.tied else config.d_ff
-        self.blocks = nn.ModuleList([nn.Linear(config.window * config.d_model, config.d_ff)])
+        self.embed = Embedding(vocab_size + 1, config.d_model)
+        self.blocks = nn.ModuleList([Hidden(config.window * config.d_model, config.d_ff, config.dropout)])
         # A tied output matrix is as wide as an embedding, so the hidden layer is projected down to it.
-        self.project = nn.Linear(config.d_ff, out, bias=False) if config.tied else None
-        weight = self.embed.weight if config.tied else nn.Parameter(torch.empty(vocab_size, out))
-        self.output = Output(weight, vocab_size, bias=True)
+        out = config.d_model if config.tied else config.d_ff
+        projection = nn.Linear(config.d_ff, out, bias=False) if config.tied else None
+        weight = self.embed.tokens.weight if config.tied else nn.Parameter(torch.empty(vocab_size, out))
+        self.head = Head(Output(weight, vocab_size, bias=True), projection=projection)
 
     def initial(self, name: str) -> Init:
         """Matrices N(0, 1/inputs), embedding N(0, 0.1²) (0.05² where it is also the output matrix), biases 0."""
         if name.endswith("bias"):
             return Init("constant", 0.0)
-        if name == "embed.weight":
+        if name == "embed.tokens.weight":
             return Init("normal", 0.05 if self.config.tied else 0.1)
         inputs = self.config.window * self.config.d_model if name.startswith("blocks") else self.config.d_ff
         return Init("normal", inputs**-0.5)
 
     def start(self, batch: int, source: Any = None) -> WindowState:
-        """A window of zeros."""
-        return WindowState(self.embed.weight.new_zeros(batch, self.config.window - 1, self.config.d_model))
+        """A window of what stands before a text."""
+        device = self.head.output.weight.device
+        return WindowState(torch.full((batch, self.config.window - 1), self.vocab_size, device=device))
 
     def hidden(
         self, ids: Int[Tensor, "b t"], state: WindowState | None = None
-    ) -> tuple[Float[Tensor, "b t d"], WindowState]:
-        """What the output layer reads at each position, and the window after the last."""
+    ) -> tuple[Float[Tensor, "b t f"], WindowState]:
+        """The hidden layer at each position, and the window after the last."""
         state = self.start(ids.shape[0]) if state is None else state
-        x = torch.cat([state.recent, self.embed(ids)], dim=1)  # b past+t d
-        windows = x.unfold(1, self.config.window, 1).transpose(2, 3).flatten(2)  # b t n·d, oldest token first
-        y = torch.tanh(self.blocks[0](windows))
-        y = F.dropout(y, self.config.dropout, self.training)
-        if self.project is not None:
-            y = self.project(y)
-        return y, WindowState(x[:, x.shape[1] - self.config.window + 1 :])
+        known = torch.cat([state.recent, ids], dim=1)  # b past+t
+        windows = known.unfold(1, self.config.window, 1).flatten(1)  # b t·n, oldest token of each window first
+        x = self.embed(windows).view(*ids.shape, -1)  # b t n·d
+        return self.blocks[0](x), WindowState(known[:, ids.shape[1] :])

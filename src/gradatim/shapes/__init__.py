@@ -1,44 +1,68 @@
-"""What an architecture is, without torch: parameters with shape and split, matmuls, FLOPs."""
+"""What an architecture is, without torch: parameters with shape and split, matmuls, FLOPs.
+
+A parameter's name is its path in the model: ``embed.tokens.weight``, ``embed.positions.weight``,
+``blocks.0.norm1.weight``, ``blocks.0.attention.qkv.weight``, ``blocks.0.attention.out.weight``,
+``blocks.0.mlp.up.weight``, ``blocks.0.mlp.down.weight``, ``head.norm.weight``, ``head.projection.weight``,
+``head.output.weight``. A test holds every model to its shape.
+"""
 
 from __future__ import annotations
 
 from gradatim.config.settings import GptConfig, ModelConfig, RecurrentConfig, WindowConfig
-from gradatim.shapes import gpt, recurrent
-from gradatim.shapes.parameters import Matmul, ParameterShape, training_flops
+from gradatim.shapes import gpt, recurrent, window
+from gradatim.shapes.parameters import (
+    COLUMN,
+    REPLICATED,
+    ROW,
+    VOCAB,
+    Matmul,
+    ParameterShape,
+    Split,
+    training_flops,
+)
 
-__all__ = ["Matmul", "ParameterShape", "flops_per_token", "matmuls", "parameter_count", "parameters"]
+__all__ = [
+    "COLUMN",
+    "REPLICATED",
+    "ROW",
+    "VOCAB",
+    "Matmul",
+    "ParameterShape",
+    "Split",
+    "flops_per_token",
+    "matmuls",
+    "parameter_count",
+    "parameters",
+]
 
 
 def parameters(config: ModelConfig, vocab_size: int, context: int) -> list[ParameterShape]:
-    """Every parameter of a neural model; n-grams have counts instead, and none here."""
+    """Every parameter of a model, in its order; none for n-grams, which are counted."""
     if isinstance(config, GptConfig):
         return gpt.parameters(config, vocab_size, context)
     if isinstance(config, RecurrentConfig):
-        return recurrent.recurrent_parameters(config, vocab_size)
+        return recurrent.parameters(config, vocab_size, context)
     if isinstance(config, WindowConfig):
-        return recurrent.window_parameters(config, vocab_size)
+        return window.parameters(config, vocab_size, context)
+    return []
+
+
+def matmuls(config: ModelConfig, vocab_size: int, context: int) -> list[Matmul]:
+    """Every matrix product of one token's forward pass, in a sequence of ``context`` tokens."""
+    if isinstance(config, GptConfig):
+        return gpt.matmuls(config, vocab_size, context)
+    if isinstance(config, RecurrentConfig):
+        return recurrent.matmuls(config, vocab_size, context)
+    if isinstance(config, WindowConfig):
+        return window.matmuls(config, vocab_size, context)
     return []
 
 
 def parameter_count(config: ModelConfig, vocab_size: int, context: int) -> int:
-    """Number of trainable values."""
+    """Trainable numbers, padding of the vocabulary included, a tied matrix once."""
     return sum(parameter.size for parameter in parameters(config, vocab_size, context))
 
 
-def matmuls(config: ModelConfig, vocab_size: int, context: int) -> list[Matmul]:
-    """Matrix products of a forward pass, per token."""
-    if isinstance(config, GptConfig):
-        return gpt.matmuls(config, vocab_size, context)
-    if isinstance(config, RecurrentConfig):
-        return recurrent.recurrent_matmuls(config, vocab_size)
-    if isinstance(config, WindowConfig):
-        return recurrent.window_matmuls(config, vocab_size)
-    return []
-
-
 def flops_per_token(config: ModelConfig, vocab_size: int, context: int) -> int:
-    """Model FLOPs of training on one token, forward and backward.
-
-    For a GPT-2 shape this is the 72 l h² (1 + s/6h + V/12lh) of Narayanan et al. 2021 (arXiv:2104.04473), without recomputation.
-    """
+    """Model FLOPs of a training step per token, forward and backward (recomputation not counted)."""
     return training_flops(matmuls(config, vocab_size, context))

@@ -1,14 +1,12 @@
-"""What a decoder-only Transformer consists of: parameters with shape and split, matmuls, FLOPs. No torch.
+"""What a decoder-only Transformer consists of: parameters with shape and split, matmuls. No torch.
 
-Splits over tensor-parallel ranks are those of Shoeybi et al. 2019 (arXiv:1909.08053): the first matrix of a pair by output
-rows (``COLUMN``: the weight is stored ``[out, in]``, the maths is x·Wᵀ, whose columns are W's rows), the second by input columns
-(``ROW``), vocabularies by rows (``VOCAB``), everything else whole on every rank.
+Splits over tensor-parallel ranks are those of Shoeybi et al. 2019 (arXiv:1909.08053).
 """
 
 from __future__ import annotations
 
 from gradatim.config.settings import GptConfig
-from gradatim.shapes.parameters import COLUMN, REPLICATED, ROW, VOCAB, Matmul, ParameterShape
+from gradatim.shapes.parameters import COLUMN, REPLICATED, ROW, VOCAB, Matmul, ParameterShape, linear
 
 
 def padded_vocabulary(vocab_size: int, multiple: int) -> int:
@@ -23,13 +21,6 @@ def feed_forward_width(config: GptConfig) -> int:
     if config.activation == "swiglu":
         return -(-8 * config.d_model // (3 * 64)) * 64
     return 4 * config.d_model
-
-
-def _linear(name: str, out: int, into: int, split: str, bias: bool) -> list[ParameterShape]:
-    rows = [ParameterShape(f"{name}.weight", (out, into), split)]
-    if bias:  # the bias of a row-split matrix is added once, after the sum over ranks
-        rows.append(ParameterShape(f"{name}.bias", (out,), COLUMN if split == COLUMN else REPLICATED))
-    return rows
 
 
 def _norm(name: str, config: GptConfig) -> list[ParameterShape]:
@@ -49,30 +40,34 @@ def parameters(config: GptConfig, vocab_size: int, context: int) -> list[Paramet
     for layer in range(config.n_layers):
         block = f"blocks.{layer}"
         found += _norm(f"{block}.norm1", config)
-        found += _linear(f"{block}.attention.qkv", (config.n_heads + 2 * kv) * head_dim, d, COLUMN, config.bias)
-        found += _linear(f"{block}.attention.out", d, config.n_heads * head_dim, ROW, config.bias)
+        found += linear(f"{block}.attention.qkv", (config.n_heads + 2 * kv) * head_dim, d, COLUMN, config.bias)
+        found += linear(f"{block}.attention.out", d, config.n_heads * head_dim, ROW, config.bias)
         found += _norm(f"{block}.norm2", config)
         if config.activation == "swiglu":
-            found += _linear(f"{block}.mlp.gate", f, d, COLUMN, config.bias)
-        found += _linear(f"{block}.mlp.up", f, d, COLUMN, config.bias)
-        found += _linear(f"{block}.mlp.down", d, f, ROW, config.bias)
-    found += _norm("norm", config)
+            found += linear(f"{block}.mlp.gate", f, d, COLUMN, config.bias)
+        found += linear(f"{block}.mlp.up", f, d, COLUMN, config.bias)
+        found += linear(f"{block}.mlp.down", d, f, ROW, config.bias)
+    found += _norm("head.norm", config)
     if not config.tied:
-        found.append(ParameterShape("output.weight", (rows, d), VOCAB))
+        found.append(ParameterShape("head.output.weight", (rows, d), VOCAB))
     return found
 
 
 def matmuls(config: GptConfig, vocab_size: int, context: int) -> list[Matmul]:
-    """Forward matmuls for one token of a sequence of ``context``, attention counted over the whole square."""
+    """Forward matmuls for one token of a sequence of ``context``, attention counted over the whole square.
+
+    With d_ff = 4 d_model and no shared keys, three times their FLOPs are 72 l h² (1 + s/6h + V/12lh) per token, the
+    model FLOPs of Narayanan et al. 2021 (arXiv:2104.04473) without recomputation.
+    """
     d, f, head_dim = config.d_model, feed_forward_width(config), config.d_model // config.n_heads
-    kv = config.n_kv_heads or config.n_heads
-    layers = config.n_layers
+    kv, layers = config.n_kv_heads or config.n_heads, config.n_layers
     return [
         Matmul("attention.qkv", (config.n_heads + 2 * kv) * head_dim, d, layers),
         Matmul("attention.scores", context, config.n_heads * head_dim, layers),
         Matmul("attention.values", config.n_heads * head_dim, context, layers),
         Matmul("attention.out", d, config.n_heads * head_dim, layers),
-        Matmul("mlp.up", f * (2 if config.activation == "swiglu" else 1), d, layers),
+        *([Matmul("mlp.gate", f, d, layers)] if config.activation == "swiglu" else []),
+        Matmul("mlp.up", f, d, layers),
         Matmul("mlp.down", d, f, layers),
-        Matmul("output", vocab_size, d, 1),
+        Matmul("head.output", vocab_size, d),
     ]

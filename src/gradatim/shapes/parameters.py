@@ -5,8 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
-COLUMN, ROW, VOCAB, REPLICATED = "column", "row", "vocab", "replicated"
+Split = Literal["column", "row", "vocab", "replicated"]
+COLUMN: Split = "column"
+"""The first matrix of a pair, split by output: weights are stored ``[out, in]``, so by rows (x·Wᵀ by columns)."""
+ROW: Split = "row"
+"""The second matrix of a pair, split by input; the products are summed over ranks, the bias is added once."""
+VOCAB: Split = "vocab"
+"""Embedding and output matrices, split by words."""
+REPLICATED: Split = "replicated"
+"""Whole on every rank."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +24,7 @@ class ParameterShape:
 
     name: str
     shape: tuple[int, ...]
-    split: str = REPLICATED
+    split: Split = REPLICATED
 
     @property
     def size(self) -> int:
@@ -41,3 +50,11 @@ class Matmul:
 def training_flops(matmuls: Iterable[Matmul]) -> int:
     """Model FLOPs of a training step per token: the backward pass does each product twice."""
     return 3 * sum(matmul.flops for matmul in matmuls)
+
+
+def linear(name: str, out: int, into: int, split: Split, bias: bool) -> list[ParameterShape]:
+    """The parameters of a linear layer."""
+    found = [ParameterShape(f"{name}.weight", (out, into), split)]
+    if bias:
+        found.append(ParameterShape(f"{name}.bias", (out,), COLUMN if split == COLUMN else REPLICATED))
+    return found

@@ -1,48 +1,63 @@
 """Initial weights that depend on nothing but (seed, parameter name, row): every layout starts from the same model.
 
-A parameter is drawn in blocks of ``ROWS`` rows, each from a generator of its own, so that a process which holds some rows
-draws only their blocks, and adding a parameter elsewhere moves none of the others.
+Rows are drawn in blocks of fixed size, each from a generator of its own, so a rank that holds a part of a matrix draws
+only that part, and adding a parameter elsewhere moves none of the others.
 """
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
+from torch import Tensor
 
 if TYPE_CHECKING:
     from gradatim.models.neural import NeuralLanguageModel
 
 ROWS = 64
+"""Rows drawn from one generator."""
 
 
 @dataclass(frozen=True, slots=True)
 class Init:
     """How a parameter is drawn: N(0, scale²), U(-scale, scale), or all equal to ``scale``."""
 
-    kind: str
-    """``normal``, ``uniform`` or ``constant``."""
+    kind: Literal["normal", "uniform", "constant"]
     scale: float
+    fixed: tuple[int, int, float] | None = None
+    """Rows ``start`` to ``stop`` (exclusive) that hold this constant instead, such as the forget gate's bias."""
 
 
 def initialise(model: NeuralLanguageModel, seed: int) -> None:
     """Draw every parameter of a model in place, as its ``initial(name)`` says."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            init = model.initial(name)
-            if init.kind == "constant":
-                parameter.fill_(init.scale)
-                continue
-            for block, first in enumerate(range(0, parameter.shape[0], ROWS)):
-                generator = torch.Generator().manual_seed(seed_of(seed, name, block))
-                rows = torch.empty(min(ROWS, parameter.shape[0] - first), *parameter.shape[1:])
-                if init.kind == "normal":
-                    rows.normal_(0.0, init.scale, generator=generator)
-                else:
-                    rows.uniform_(-init.scale, init.scale, generator=generator)
-                parameter[first : first + ROWS] = rows.to(parameter)
+    for name, parameter in model.named_parameters():
+        parameter.data.copy_(draw(model.initial(name), name, tuple(parameter.shape), seed))
+
+
+def draw(init: Init, name: str, shape: tuple[int, ...], seed: int, first: int = 0, stop: int | None = None) -> Tensor:
+    """Rows ``first`` to ``stop`` of a parameter whose whole shape is given, in float32.
+
+    They equal those rows of the whole draw; whole blocks are drawn, and what was not asked for is cut off.
+    """
+    stop = shape[0] if stop is None else stop
+    begin = first // ROWS * ROWS
+    rows = torch.empty(stop - begin, *shape[1:])
+    for start in range(begin, stop, ROWS):
+        block = torch.empty(min(ROWS, shape[0] - start), *shape[1:])
+        generator = torch.Generator().manual_seed(seed_of(seed, name, start // ROWS))
+        if init.kind == "normal":
+            block.normal_(0.0, init.scale, generator=generator)
+        elif init.kind == "uniform":
+            block.uniform_(-init.scale, init.scale, generator=generator)
+        else:
+            block.fill_(init.scale)
+        rows[start - begin : start - begin + ROWS] = block[: stop - start]
+    if init.fixed is not None:
+        start, end, value = init.fixed
+        rows[max(start - begin, 0) : max(end - begin, 0)] = value
+    return rows[first - begin :]
 
 
 def seed_of(*parts: object) -> int:

@@ -1,14 +1,15 @@
-"""The output layer: a matrix from hidden vectors to logits, and the loss without ever holding all of them.
+"""The head of a language model: hidden vectors to logits, and the loss without ever holding all of them.
 
-    loss = Σ_i  logsumexp_v(h_i · W_v) - h_i · W_target(i)          ∂loss/∂logits = softmax - onehot
+    loss = Σ_i  logsumexp_v(h_i · W_v + b_v) - (h_i · W_y(i) + b_y(i))        ∂loss/∂logits_i = softmax_i - onehot_y(i)
 
-The gradient of a row of logits needs only that row, so one pass over chunks of rows computes logits, loss and
-both gradients, and the ``[rows, vocabulary]`` table lives one chunk at a time. For 2,048 tokens and 50,304 words in fp32 the table
-would be 412 MB, and the usual chain (logits, log-softmax, its gradient) moves it through memory about eight times.
+The gradient of a row of logits needs only that row, so one pass over chunks of rows computes logits, loss and both
+gradients, and the ``[rows, vocabulary]`` table lives one chunk at a time. For 2,048 tokens and 50,304 words in fp32 the
+table would be 412 MB, and the usual chain (logits, log-softmax, their gradients) moves it through memory eight times.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,125 +18,166 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 IGNORE = -100
-CHUNK_ELEMENTS = 1 << 24
-"""Logits held at once (64 MB in fp32): large enough for efficient matmuls, small against the whole table."""
+CHUNK_BYTES = 1 << 26
+"""Logits held at once: rows enough for efficient matmuls and few sums of weight gradients, small against the table."""
+SLICE_BYTES = 1 << 21
+"""Logits turned into gradients at once: a slice that stays in a core's cache from the first pass over it on."""
 
 
 class Output(nn.Module):
-    """Hidden vectors to log-probabilities of ``vocab_size`` words; further rows of the weight are padding, never read."""
+    """Hidden vectors to log-probabilities of ``vocab_size`` words; further rows of the weight are padding."""
 
-    def __init__(self, weight: nn.Parameter, vocab_size: int, bias: bool = False) -> None:
+    def __init__(self, weight: Tensor, vocab_size: int, bias: bool = False) -> None:
         super().__init__()
         self.weight = weight
-        self.bias = nn.Parameter(weight.new_zeros(weight.shape[0])) if bias else None
+        self.bias = nn.Parameter(weight.new_zeros(vocab_size)) if bias else None
         self.vocab_size = vocab_size
 
-    def _real(self) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias without padding."""
-        if len(self.weight) == self.vocab_size:  # a slice would copy the gradient once more
-            return self.weight, self.bias
-        return self.weight[: self.vocab_size], None if self.bias is None else self.bias[: self.vocab_size]
-
-    def logits(self, hidden: Float[Tensor, "... d"]) -> Float[Tensor, "... v"]:
+    def logits(self, hidden: Float[Tensor, "*n d"]) -> Float[Tensor, "*n v"]:
         """Unnormalised log-probabilities."""
-        return F.linear(hidden, *self._real())
+        return F.linear(hidden, self.weight[: self.vocab_size], self.bias)
 
-    def log_probs(self, hidden: Float[Tensor, "... d"]) -> Float[Tensor, "... v"]:
+    def log_probs(self, hidden: Float[Tensor, "*n d"]) -> Float[Tensor, "*n v"]:
         """Log-probabilities, at least in fp32."""
-        logits = self.logits(hidden)
-        return F.log_softmax(logits, -1, dtype=torch.promote_types(logits.dtype, torch.float32))
+        return F.log_softmax(at_least_fp32(self.logits(hidden)), -1)
 
     def log_prob(self, hidden: Float[Tensor, "n d"], targets: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Log-probability of one word per row, 0 where the target is -100; chunk by chunk, for inference."""
-        picked = [
-            self.log_probs(rows)
-            .gather(1, wanted.clamp(min=0)[:, None])[:, 0]
-            .masked_fill(wanted == IGNORE, 0.0)
-            for rows, wanted in _chunks(hidden, targets, self.vocab_size)
-        ]
-        return torch.cat(picked) if picked else hidden.new_zeros(0)
+        picked = hidden.new_zeros(len(targets), dtype=torch.promote_types(hidden.dtype, torch.float32))
+        for rows in slices(len(targets), CHUNK_BYTES // (self.vocab_size * hidden.element_size())):
+            wanted = targets[rows]
+            found = self.log_probs(hidden[rows]).gather(1, wanted.clamp(min=0)[:, None])[:, 0]
+            picked[rows] = found.masked_fill(wanted == IGNORE, 0.0)
+        return picked
 
     def nll(self, hidden: Float[Tensor, "n d"], targets: Int[Tensor, " n"]) -> Float[Tensor, ""]:
-        """Sum over rows of -log p(target), rows with target -100 left out; differentiable."""
-        weight, bias = self._real()
-        low = (
-            torch.get_autocast_dtype(hidden.device.type)
-            if torch.is_autocast_enabled(hidden.device.type)
-            else None
-        )
-        loss: Tensor = LinearCrossEntropy.apply(hidden, weight, bias, targets, low)  # type: ignore[no-untyped-call]
+        """Sum over rows of -log p(target), rows with target -100 left out; differentiable (once)."""
+        kind = hidden.device.type
+        low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        apply = LinearCrossEntropy.apply
+        loss: Tensor = apply(hidden, self.weight, self.bias, targets, self.vocab_size, low)  # type: ignore[no-untyped-call]
         return loss
 
 
-def _chunks(hidden: Tensor, targets: Tensor, vocab_size: int) -> zip[tuple[Tensor, Tensor]]:
-    rows = max(1, CHUNK_ELEMENTS // vocab_size)
-    return zip(hidden.split(rows), targets.split(rows), strict=True)
+class Head(nn.Module):
+    """What follows the blocks: a norm or a narrowing projection where the model has one, then the output matrix."""
+
+    def __init__(self, output: Output, norm: nn.Module | None = None, projection: nn.Linear | None = None) -> None:
+        super().__init__()
+        self.norm = norm
+        self.projection = projection
+        self.output = output
+
+    def forward(self, hidden: Float[Tensor, "*n d"]) -> Float[Tensor, "*n e"]:
+        """The vectors that the output matrix reads."""
+        if self.norm is not None:
+            hidden = self.norm(hidden)
+        if self.projection is not None:
+            hidden = self.projection(hidden)
+        return hidden
+
+
+def at_least_fp32(x: Tensor) -> Tensor:
+    """Half precision widened, fp32 and fp64 as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def slices(rows: int, most: int) -> Iterator[slice]:
+    """Consecutive slices of nearly equal size, each of at most ``most`` rows (and at least one)."""
+    count = -(-rows // max(1, most))
+    return (slice(rows * i // count, rows * (i + 1) // count) for i in range(count))
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """Sum of cross-entropies of ``hidden @ weight.T + bias``, whose gradients are computed in the forward pass."""
+    """Sum of cross-entropies of ``hidden @ weight[:vocab_size].T + bias``, with gradients computed going forward."""
 
     @staticmethod
     def forward(
         ctx: Any,
         hidden: Float[Tensor, "n d"],
-        weight: Float[Tensor, "v d"],
+        weight: Float[Tensor, "rows d"],
         bias: Float[Tensor, " v"] | None,
         targets: Int[Tensor, " n"],
+        vocab_size: int,
         low: torch.dtype | None,
     ) -> Float[Tensor, ""]:
         """The loss; matmuls run in ``low`` where given, sums and the softmax at least in fp32."""
-        dtype = low or hidden.dtype
-        exact = torch.promote_types(dtype, torch.float32)
-        learn = any(ctx.needs_input_grad)
-        h, w = hidden.to(dtype), weight.to(dtype)
-        loss = torch.zeros((), dtype=exact, device=hidden.device)
-        grad_hidden = torch.empty_like(h) if learn else None
-        grad_weight: Tensor | None = None
-        grad_bias = (
-            torch.zeros(weight.shape[0], dtype=exact, device=hidden.device)
-            if learn and bias is not None
-            else None
-        )
-        first = 0
-        for rows, wanted in _chunks(h, targets, weight.shape[0]):
-            logits = torch.mm(rows, w.t()).to(exact)
-            if bias is not None:
-                logits += bias
-            log_probs = F.log_softmax(logits, -1)
-            ignored = wanted == IGNORE
-            index = wanted.clamp(min=0)[:, None]
-            loss -= log_probs.gather(1, index)[:, 0].masked_fill(ignored, 0.0).sum()
-            if grad_hidden is not None:
-                error = log_probs.exp_()  # softmax, turned into softmax - onehot
-                error.scatter_add_(1, index, error.new_full((), -1.0).expand_as(index))
-                if ignored.any():
-                    error.masked_fill_(ignored[:, None], 0.0)
-                if grad_bias is not None:
-                    grad_bias += error.sum(0)
-                error = error.to(dtype)
-                torch.mm(error, w, out=grad_hidden[first : first + len(rows)])
-                if grad_weight is None:
-                    grad_weight = torch.mm(error.t(), rows).to(exact)
-                elif dtype == exact:
-                    grad_weight.addmm_(error.t(), rows)
-                else:
-                    grad_weight += torch.mm(error.t(), rows)
-            first += len(rows)
-        if learn:
-            ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
-            ctx.dtypes = hidden.dtype, weight.dtype
+        ctx.needs = ctx.needs_input_grad[:3]
+        loss, ctx.gradients = _loss_and_gradients(hidden, weight, bias, targets, vocab_size, low, ctx.needs)
+        ctx.save_for_backward(hidden, weight, bias, targets)
+        ctx.vocab_size, ctx.low = vocab_size, low
         return loss
 
     @staticmethod
-    def backward(ctx: Any, grad: Float[Tensor, ""]) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        """The stored gradients times the gradient of the sum."""
-        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
-        hidden_dtype, weight_dtype = ctx.dtypes
-        return (
-            (grad_hidden.to(hidden_dtype) * grad.to(hidden_dtype)),
-            None if grad_weight is None else grad_weight.to(weight_dtype) * grad.to(weight_dtype),
-            None if grad_bias is None else grad_bias.to(weight_dtype) * grad.to(weight_dtype),
-            None,
-            None,
-        )
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Float[Tensor, ""]) -> tuple[Tensor | None, ...]:
+        """The gradients times that of the sum.
+
+        They are scaled where they lie and handed over, a copy of the largest matrix less; whoever goes backward a
+        second time through one graph has them computed again.
+        """
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            hidden, weight, bias, targets = ctx.saved_tensors
+            _, gradients = _loss_and_gradients(hidden, weight, bias, targets, ctx.vocab_size, ctx.low, ctx.needs)
+        return (*(None if g is None else g.mul_(grad) for g in gradients), None, None, None)
+
+
+def _loss_and_gradients(
+    hidden: Float[Tensor, "n d"],
+    weight: Float[Tensor, "rows d"],
+    bias: Float[Tensor, " v"] | None,
+    targets: Int[Tensor, " n"],
+    vocab_size: int,
+    low: torch.dtype | None,
+    needs: tuple[bool, bool, bool],
+) -> tuple[Tensor, tuple[Tensor | None, Tensor | None, Tensor | None]]:
+    dtype = low or hidden.dtype
+    exact = torch.promote_types(dtype, torch.float32)
+    h, w = hidden.to(dtype), weight[:vocab_size].to(dtype)
+    loss = torch.zeros((), dtype=exact, device=hidden.device)
+    grad_hidden = torch.empty_like(hidden) if needs[0] else None
+    grad_weight = torch.empty_like(weight) if needs[1] else None
+    grad_bias = torch.zeros_like(bias) if needs[2] and bias is not None else None
+    if grad_weight is not None:
+        grad_weight[0 if len(targets) == 0 else vocab_size :] = 0.0  # padding rows learn nothing
+    wanted = targets.clamp(min=0)[:, None]
+    ignored = (targets == IGNORE)[:, None]
+    any_ignored = bool(ignored.any())
+    table: Tensor | None = None
+    for rows in slices(len(targets), CHUNK_BYTES // (vocab_size * h.element_size())):
+        count = rows.stop - rows.start
+        if table is None or len(table) < count:  # memory of this size is costly to ask for: use it again
+            table = h.new_empty(count + 1, vocab_size)
+        logits = torch.mm(h[rows], w.t(), out=table[:count])
+        for part in slices(count, SLICE_BYTES // (vocab_size * h.element_size())):
+            at = slice(rows.start + part.start, rows.start + part.stop)
+            scores = logits[part].to(exact)
+            if bias is not None:
+                scores = scores + bias
+            log_probs = F.log_softmax(scores, -1)
+            picked = log_probs.gather(1, wanted[at])
+            loss -= (picked.masked_fill(ignored[at], 0.0) if any_ignored else picked).sum()
+            error = log_probs.exp_()  # softmax, made softmax - onehot
+            error.scatter_add_(1, wanted[at], error.new_full((), -1.0).expand(len(error), 1))
+            if any_ignored:
+                error.masked_fill_(ignored[at], 0.0)
+            if grad_bias is not None:
+                grad_bias += error.sum(0)
+            logits[part] = error
+        if grad_hidden is not None:
+            _product(grad_hidden[rows], logits, w, first=True)
+        if grad_weight is not None:
+            _product(grad_weight[:vocab_size], logits.t(), h[rows], first=rows.start == 0)
+    return loss, (grad_hidden, grad_weight, grad_bias)
+
+
+def _product(out: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
+    """``out = a b``, or ``out += a b`` after the first; sums over chunks are kept in out's type, the wider one."""
+    if out.dtype != a.dtype:
+        product = torch.mm(a, b)
+        out.copy_(product) if first else out.add_(product)
+    elif first:
+        torch.mm(a, b, out=out)
+    else:
+        out.addmm_(a, b)

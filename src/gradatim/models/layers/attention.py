@@ -1,0 +1,55 @@
+"""Multi-head self-attention, softmax(q kᵀ / √head_dim) v per head (Vaswani et al., 2017).
+
+Query heads may share keys and values in groups (Ainslie et al., 2023). The products are PyTorch's fused ones.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from gradatim.models.layers.cache import KeyValueCache
+from gradatim.models.layers.rotary import rotate
+
+
+class SelfAttention(nn.Module):
+    """Causal self-attention.
+
+    Rows of ``qkv`` are grouped by key-value head: its query heads, its key, its value. A contiguous share of the rows
+    is therefore a smaller attention of its own, and the number of heads is read off the weight at hand.
+    """
+
+    def __init__(self, width: int, heads: int, kv_heads: int, *, bias: bool, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.head_dim = width // heads
+        self.group = heads // kv_heads
+        self.qkv = nn.Linear(width, kv_heads * (self.group + 2) * self.head_dim, bias=bias)
+        self.out = nn.Linear(heads * self.head_dim, width, bias=bias)
+        self.dropout = dropout
+
+    def forward(
+        self,
+        x: Float[Tensor, "b t d"],
+        rotation: Float[Tensor, "two t half"] | None = None,
+        cache: KeyValueCache | None = None,
+        layer: int = 0,
+        mask: Bool[Tensor, "t all"] | None = None,
+    ) -> Float[Tensor, "b t d"]:
+        """Attend to each position and those before it; with a cache, to its tokens too (``mask`` where t > 1)."""
+        b, t, _ = x.shape
+        heads = self.qkv(x).view(b, t, -1, self.group + 2, self.head_dim)  # b t kv group+2 k
+        q, k, v = heads.split([self.group, 1, 1], dim=3)
+        q = q.reshape(b, t, -1, self.head_dim)  # b t h k
+        k, v = k.squeeze(3), v.squeeze(3)  # b t kv k
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # b h t k
+        if cache is not None:
+            k, v = cache.append(layer, k, v)
+        y = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None and t > 1,
+            dropout_p=self.dropout if self.training else 0.0, enable_gqa=self.group > 1,
+        )  # fmt: skip
+        y = self.out(y.transpose(1, 2).reshape(b, t, -1))  # b t h·k -> b t d
+        return F.dropout(y, self.dropout, self.training) if self.dropout else y

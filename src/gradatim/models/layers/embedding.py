@@ -1,0 +1,29 @@
+"""Token vectors, plus a learned vector per position where order does not enter otherwise."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from gradatim.models.layers.dropout import drop_words
+
+
+class Embedding(nn.Module):
+    """``tokens[id] + positions[index]``; ``rows`` counts padding of the vocabulary too."""
+
+    def __init__(
+        self, rows: int, width: int, positions: int | None = None, *, dropout: float = 0.0, word_dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(rows, width)
+        self.positions = None if positions is None else nn.Embedding(positions, width)
+        self.dropout, self.word_dropout = dropout, word_dropout
+
+    def forward(self, ids: Int[Tensor, "b t"], first: int = 0) -> Float[Tensor, "b t d"]:
+        """Vectors of tokens whose leftmost stands at position ``first``."""
+        weight = drop_words(self.tokens.weight, self.word_dropout, self.training)
+        x = F.embedding(ids, weight)
+        if self.positions is not None:
+            x = x + self.positions.weight[first : first + ids.shape[1]]
+        return F.dropout(x, self.dropout, self.training) if self.dropout else x

@@ -1,0 +1,31 @@
+"""The position-wise half of a Transformer block: two matrices around a non-linearity.
+
+gelu     down(gelu(up(x)))                Hendrycks and Gimpel 2016, the tanh form that GPT-2 uses
+swiglu   down(silu(gate(x)) ⊙ up(x))      Shazeer 2020
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class FeedForward(nn.Module):
+    """``width`` to ``inner`` and back, each position by itself."""
+
+    def __init__(self, width: int, inner: int, activation: str, *, bias: bool, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.gate = nn.Linear(width, inner, bias=bias) if activation == "swiglu" else None
+        self.up = nn.Linear(width, inner, bias=bias)
+        self.down = nn.Linear(inner, width, bias=bias)
+        self.dropout = dropout
+
+    def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+        """Each position by itself."""
+        if self.gate is None:
+            inner = F.gelu(self.up(x), approximate="tanh")
+        else:
+            inner = F.silu(self.gate(x)) * self.up(x)
+        y: Tensor = self.down(inner)
+        return F.dropout(y, self.dropout, self.training) if self.dropout else y
