@@ -1,7 +1,8 @@
-"""Batches as pure functions of the step: windows for models that see a fixed context, streams for those that carry a state.
+"""Batches as pure functions of the step: windows for models that see a fixed context, streams for carried states.
 
-The text is one long row of tokens, ``… boundary w₁ w₂ … boundary …``; a sample is ``context`` inputs and, one further, as many targets.
-The token before the first is the last one, a boundary, so the first document opens like every other.
+The text is one long row of tokens, ``… boundary w₁ w₂ … boundary …``; a sample is ``context`` inputs and, one
+further, as many targets. The token before the first is the last one, a boundary, so the first document opens like
+every other.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class Windows:
 
 
 class Streams:
-    """``global_batch`` contiguous rows read side by side, ``context`` tokens a step; every pass starts with a fresh state."""
+    """``global_batch`` contiguous rows read side by side, ``context`` tokens a step; each pass starts afresh."""
 
     def __init__(self, file: TokenFile, context: int, global_batch: int) -> None:
         self.tokens, self.context, self.global_batch = file.tokens, context, global_batch

@@ -1,10 +1,10 @@
 """The corpora that come with every installation: documentation, read from source files and never imported.
 
-``python-manual`` is ``pydoc_data.topics`` (chapters of the language reference) and the docstrings of the standard library,
-about two megabytes of English; ``installed-docs`` adds the docstrings of NumPy and PyTorch. A document is a topic or a module. Which part
-of a corpus a document belongs to follows from a hash of its name, so it never moves, and the validation and test parts of the
-smaller corpus lie inside those of the larger. Paragraphs that occur in an earlier part (train, then validation) are removed from
-the later ones: documentation copies itself.
+``python-manual`` is ``pydoc_data.topics`` (chapters of the language reference) and the docstrings of the standard
+library, about two megabytes of English; ``installed-docs`` adds the docstrings of NumPy and PyTorch. A document is
+a topic or a module. Which part of a corpus a document belongs to follows from a hash of its name, so it never
+moves, and the validation and test parts of the smaller corpus lie inside those of the larger. Paragraphs that occur
+in an earlier part (train, then validation) are removed from the later ones: documentation copies itself.
 """
 
 from __future__ import annotations

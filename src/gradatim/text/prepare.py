@@ -1,7 +1,7 @@
 """From a data section to token files: read, mend, learn the tokenizer from the training part, encode, keep.
 
-The result lies in ``data.cache`` under a fingerprint of the settings and of the text itself, so the same text is prepared once
-and a changed file is noticed.
+The result lies in ``data.cache`` under a fingerprint of the settings and of the text itself, so the same text is
+prepared once and a changed file is noticed.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ import numpy as np
 from gradatim.config.settings import DataConfig
 from gradatim.errors import DataError, Problem
 from gradatim.text import embedded
-from gradatim.text.sources import Tally, brings_its_own_splits, read_documents
+from gradatim.text.sources import NAMED, Tally, brings_its_own_splits, files_of, named, read_documents
 from gradatim.text.tokenfile import TokenFile
-from gradatim.text.tokenizer import Ids, Tokenizer, load_tokenizer, train_tokenizer
+from gradatim.text.tokenizer import Ids, Tokenizer, load_tokenizer
+from gradatim.text.vocabulary import train_tokenizer
 
-FORMAT = 1  # part of the fingerprint: raise it when preparing changes its result
+FORMAT = 2  # part of the fingerprint: raise it when preparing changes its result
 ENCODE_TOGETHER = 1024
 
 
@@ -56,16 +58,35 @@ def prepare(config: DataConfig, directory: Path | None = None, say: Callable[[st
         config = replace(config, valid=config.train, test=config.train)
     fingerprint = _fingerprint(config)
     folder = directory or Path(config.cache) / fingerprint[:16]
-    if not (folder / "report.json").is_file():
-        partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-        partial.mkdir(parents=True, exist_ok=True)
+    if (folder / "report.json").is_file():
         try:
-            report = _make(config, partial, say)
-            report["fingerprint"] = fingerprint
-            (partial / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-            _publish(partial, folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            found = open_prepared(folder)
+        except DataError:
+            if directory is not None:
+                raise
+            say(f"{folder} is damaged, preparing again")
+            shutil.rmtree(folder)
+        else:
+            if found.fingerprint != fingerprint:
+                raise DataError(
+                    Problem(
+                        where=str(folder),
+                        what="this folder holds another text or tokenizer",
+                        got=found.fingerprint[:16],
+                        allowed=fingerprint[:16],
+                        attempt="another folder",
+                    )
+                )
+            return found
+    fresh = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    fresh.mkdir(parents=True, exist_ok=True)
+    try:
+        report = _make(config, fresh, say)
+        report["fingerprint"] = fingerprint
+        (fresh / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        _publish(fresh, folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
     return open_prepared(folder)
 
 
@@ -91,16 +112,18 @@ def _fingerprint(config: DataConfig) -> str:
     facts = asdict(config)
     del facts["cache"], facts["packing"]
     state = hashlib.sha256(json.dumps([FORMAT, facts]).encode())
-    for name in [*config.train, *config.valid, *config.test, config.tokenizer.path or ""]:
-        path = Path(name)
+    sources = [*config.train, *config.valid, *config.test]
+    for name in dict.fromkeys(sources):
         if name in embedded.CORPORA:
             state.update(embedded.digest(embedded.corpus(name, Path(config.cache))).encode())
-        elif name and path.is_file():
+        elif name in NAMED:
+            state.update(json.dumps(named(name)).encode())
+    own = {name for name in sources if name in embedded.CORPORA or name in NAMED or name.startswith("hf:")}
+    files = [path for name in sources if name not in own for path in files_of(name)]
+    for path in [*files, *([Path(config.tokenizer.path)] if config.tokenizer.path else [])]:
+        if path.is_file():
             with path.open("rb") as file:
-                state.update(hashlib.file_digest(file, "sha256").digest())
-        elif name and path.is_dir():
-            for inner in sorted(path.rglob("*.txt")):
-                state.update(str(inner).encode() + hashlib.sha256(inner.read_bytes()).digest())
+                state.update(str(path).encode() + hashlib.file_digest(file, "sha256").digest())
     return state.hexdigest()
 
 
@@ -109,8 +132,7 @@ def _make(config: DataConfig, folder: Path, say: Callable[[str], None]) -> dict[
     first = Tally()
     tokenizer = train_tokenizer(config.tokenizer, read_documents(config.train, "train", config, first))
     if not first.documents:
-        raise DataError(Problem(where="data.train", what="there is no text to learn from", got=", ".join(config.train) or "nothing",
-                                attempt="name a file that holds more than white space"))  # fmt: skip
+        raise _no_text("train", config.train)
     tokenizer.save(folder / "tokenizer.json")
     splits: dict[str, Any] = {}
     seen: set[bytes] = set()
@@ -122,13 +144,19 @@ def _make(config: DataConfig, folder: Path, say: Callable[[str], None]) -> dict[
         documents = _watched(read_documents(names, split, config, tally), seen, split, leaked)
         encoded = _encode(tokenizer, documents)
         try:
-            file = TokenFile.write(folder / split, encoded, vocab_size=tokenizer.vocab_size, boundary=tokenizer.boundary,
-                                   tokenizer=tokenizer.fingerprint, text_bytes=lambda t=tally: t.bytes, unknown=tokenizer.unknown)  # type: ignore[misc]  # fmt: skip
+            file = TokenFile.write(
+                folder / split,
+                encoded,
+                vocab_size=tokenizer.vocab_size,
+                boundary=tokenizer.boundary,
+                tokenizer=tokenizer.fingerprint,
+                text_bytes=partial(getattr, tally, "bytes"),
+                unknown=tokenizer.unknown,
+            )
         except DataError:
             if tally.documents:
                 raise
-            raise DataError(Problem(where=f"data.{split}", what="there is no text", got=", ".join(names),
-                                    attempt="name a file that holds more than white space")) from None  # fmt: skip
+            raise _no_text(split, names) from None
         splits[split] = {
             "documents": file.meta.documents, "tokens": file.meta.tokens, "bytes": file.meta.bytes,
             "unknown": file.meta.unknown, "dropped": dict(tally.dropped), "also in train": leaked[0],
@@ -144,6 +172,11 @@ def _make(config: DataConfig, folder: Path, say: Callable[[str], None]) -> dict[
         "tokenizer": tokenizer.fingerprint,
         "sha256": {name: embedded.digest(embedded.corpus(name, Path(config.cache))) for name in corpora},
     }
+
+
+def _no_text(split: str, names: tuple[str, ...]) -> DataError:
+    return DataError(Problem(where=f"data.{split}", what="there is no text", got=", ".join(names) or "nothing",
+                             attempt="name a file that holds more than white space"))  # fmt: skip
 
 
 def _watched(documents: Iterator[str], seen: set[bytes], split: str, leaked: list[int]) -> Iterator[str]:
@@ -168,12 +201,12 @@ def _encode(tokenizer: Tokenizer, documents: Iterator[str]) -> Iterator[Ids]:
     yield from (np.concatenate([ids, end]) for ids in tokenizer.encode_batch(together))
 
 
-def _publish(partial: Path, folder: Path) -> None:
+def _publish(fresh: Path, folder: Path) -> None:
     if folder.is_dir():  # an earlier, unfinished folder or a user's own: put our files into it, the report last
-        for path in sorted(partial.iterdir(), key=lambda path: path.name == "report.json"):
+        for path in sorted(fresh.iterdir(), key=lambda path: path.name == "report.json"):
             path.replace(folder / path.name)
     else:
-        partial.rename(folder)
+        fresh.rename(folder)
 
 
 def _sum(counts: list[dict[str, int]]) -> dict[str, int]:

@@ -1,16 +1,22 @@
-"""Where text comes from: files, folders, tables, Hugging Face data sets and the embedded corpora, as a stream of documents.
+"""Where text comes from: files, folders, tables, Hugging Face data sets, embedded corpora; as streams of documents.
 
-What is odd about a text is mended the same way everywhere, and counted, never passed over in silence: bytes that are not UTF-8
-become U+FFFD, a byte-order mark is dropped, CRLF becomes LF, documents without a visible character are dropped; NUL stays.
+What is odd about a text is mended the same way everywhere, and counted, never passed over in silence: bytes that
+are not UTF-8 become U+FFFD, a byte-order mark that opens a file is dropped, CRLF becomes LF, documents without a
+visible character are dropped; NUL stays.
 """
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import gzip
 import importlib
+import io
 import json
+import re
+import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -38,6 +44,22 @@ def brings_its_own_splits(names: tuple[str, ...]) -> bool:
     return bool(names) and all(name in embedded.CORPORA or name in NAMED for name in names)
 
 
+def named(name: str) -> dict[str, list[str]]:
+    """The parts of a corpus of ``NAMED``."""
+    parts: dict[str, list[str]] = importlib.import_module(NAMED[name]).corpus()
+    return parts
+
+
+def files_of(name: str) -> list[Path]:
+    """The files that a name stands for: itself, the .txt files below a folder, or those that a pattern matches."""
+    path = Path(name)
+    if path.is_dir():
+        return sorted(path.rglob("*.txt"))
+    if not path.exists() and any(mark in name for mark in "*?["):
+        return [Path(found) for found in sorted(glob.glob(name, recursive=True)) if Path(found).is_file()]  # noqa: PTH207 - may be absolute
+    return [path] if path.is_file() else []
+
+
 def read_documents(names: tuple[str, ...], split: str, config: DataConfig, tally: Tally) -> Iterator[str]:
     """The documents of several sources, one after the other.
 
@@ -47,59 +69,93 @@ def read_documents(names: tuple[str, ...], split: str, config: DataConfig, tally
     """
     for name in names:
         for text in _source(name, split, config, tally):
-            mended = _mend(text, tally)
-            if mended.strip("\n\r\t \ufeff"):
+            if text.strip("\n\r\t \ufeff"):
                 tally.documents += 1
-                yield mended
+                yield text
             else:
                 tally.dropped["empty documents"] += 1
 
 
 def _source(name: str, split: str, config: DataConfig, tally: Tally) -> Iterator[str]:
     if name in embedded.CORPORA:
-        texts = list(embedded.corpus(name, Path(config.cache))[split].values())
-        tally.bytes += sum(len(text.encode()) for text in texts)
-        yield from texts
+        for text in embedded.corpus(name, Path(config.cache))[split].values():
+            tally.bytes += len(text.encode())
+            yield from _cut(io.StringIO(text, newline="\n"), config.document)
     elif name in NAMED:
-        sentences: list[str] = importlib.import_module(NAMED[name]).corpus()[split]
-        tally.bytes += sum(len(text.encode()) + 1 for text in sentences)
-        yield from sentences
+        for sentence in named(name)[split]:
+            tally.bytes += len(sentence.encode()) + 1
+            yield sentence
     elif name.startswith("hf:"):
-        yield from _counted(_hugging_face(name, split, config), tally)
+        yield from _cells(_hugging_face(name, split, config), tally)
     else:
-        path = Path(name)
-        if path.is_dir():
-            for inner in sorted(path.rglob("*.txt")):
-                yield from _plain(inner, config, tally)
-        elif not path.is_file():
+        files = files_of(name)
+        if not files:
             known = ", ".join([*embedded.CORPORA, *NAMED])
             raise DataError(Problem(where=f"data.{split}", what="there is no such file or corpus", got=name,
-                                    allowed=f"a file, a folder, hf:NAME, {known}", attempt="check the path"))  # fmt: skip
-        elif path.name.endswith((".jsonl", ".jsonl.gz")):
-            yield from _counted(_json_lines(path, config.column), tally)
-        elif path.suffix == ".parquet":
-            yield from _counted(_parquet(path, config.column), tally)
-        else:
-            yield from _plain(path, config, tally)
+                                    allowed=f"a file, a folder of .txt, hf:NAME, {known}",
+                                    attempt="check the path"))  # fmt: skip
+        for path in files:
+            if path.name.endswith((".jsonl", ".jsonl.gz")):
+                yield from _cells(_json_lines(path, config.column, tally), tally)
+            elif path.suffix == ".parquet":
+                yield from _cells(_parquet(path, config.column), tally)
+            else:
+                with path.open("rb") as file:
+                    yield from _cut(_lines(file, tally), config.document)
 
 
-def _counted(texts: Iterator[str], tally: Tally) -> Iterator[str]:
-    """Count the bytes of texts that come out of a table, where nothing separates them."""
+def _cut(lines: Iterable[str], document: str) -> Iterator[str]:
+    """Documents out of lines that keep their line end; a document of its own lines has none after the last."""
+    if document == "file":
+        yield "".join(lines)
+    elif document == "line":
+        for line in lines:
+            yield line.removesuffix("\n")
+    else:
+        paragraph: list[str] = []
+        for line in lines:
+            if line.strip():
+                paragraph.append(line)
+            elif paragraph:
+                yield "".join(paragraph).removesuffix("\n")
+                paragraph = []
+        if paragraph:
+            yield "".join(paragraph).removesuffix("\n")
+
+
+def _lines(file: IO[bytes], tally: Tally) -> Iterator[str]:
+    """The mended lines of a text file, their bytes counted."""
+    for number, raw in enumerate(file):
+        line = _decode(raw, tally)
+        if number == 0 and line.startswith("\ufeff"):
+            tally.dropped["byte-order marks"] += 1
+            line = line[1:]
+        line = _mend(line, tally)
+        tally.bytes += len(line.encode())
+        yield line
+
+
+def _cells(texts: Iterator[str], tally: Tally) -> Iterator[str]:
+    """The mended texts of a table, their bytes counted; nothing separates them."""
     for text in texts:
-        tally.bytes += len(text.encode("utf-8", "replace"))
-        yield text
+        mended = _mend(text, tally)
+        tally.bytes += len(mended.encode())
+        yield mended
 
 
 def _mend(text: str, tally: Tally) -> str:
-    if "\ufeff" in text[:1]:
-        tally.dropped["byte-order marks"] += 1
-        text = text[1:]
     if "\r\n" in text:
         tally.dropped["carriage returns"] += text.count("\r\n")
         text = text.replace("\r\n", "\n")
     if "\x00" in text:
         tally.dropped["NUL characters kept"] += text.count("\x00")
+    if not text.isascii() and _SURROGATE.search(text):  # JSON can spell them, UTF-8 cannot
+        text, count = _SURROGATE.subn("\ufffd", text)
+        tally.dropped["invalid bytes replaced"] += count
     return text
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def _decode(raw: bytes, tally: Tally) -> str:
@@ -111,47 +167,25 @@ def _decode(raw: bytes, tally: Tally) -> str:
         return text
 
 
-def _plain(path: Path, config: DataConfig, tally: Tally) -> Iterator[str]:
-    """A text file; a line or paragraph at a time, so that its size does not matter, unless the file is the document."""
-    with path.open("rb") as file:
-        if config.document == "file":
-            text = _decode(file.read(), tally)
-            tally.bytes += len(text.lstrip("\ufeff").replace("\r\n", "\n").encode())
-            yield text
-            return
-        paragraph: list[str] = []
-        for raw in file:
-            line = _decode(raw, tally).removesuffix("\n")
-            tally.bytes += len(line.lstrip("\ufeff").removesuffix("\r").encode()) + raw.endswith(b"\n")
-            if config.document == "line":
-                if line.endswith("\r"):
-                    tally.dropped["carriage returns"] += 1
-                    line = line[:-1]
-                if line or not raw.endswith(b"\n"):
-                    yield line
-                else:
-                    tally.dropped["empty documents"] += 1
-            elif line.strip():
-                paragraph.append(line)
-            elif paragraph:
-                yield "\n".join(paragraph)
-                paragraph = []
-        if paragraph:
-            yield "\n".join(paragraph)
-
-
-def _json_lines(path: Path, column: str) -> Iterator[str]:
-    stream: IO[Any] = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
-    with stream as file:
-        for number, raw in enumerate(file, start=1):
-            if not raw.strip():
-                continue
-            try:
-                row = json.loads(raw)
-                yield _cell(row, column, f"{path}:{number}")
-            except (ValueError, RecursionError) as error:
-                raise DataError(Problem(where=f"{path}:{number}", what=f"this line is not JSON: {error}",
-                                        attempt="one JSON object a line")) from None  # fmt: skip
+def _json_lines(path: Path, column: str, tally: Tally) -> Iterator[str]:
+    with contextlib.ExitStack() as stack:
+        plain = stack.enter_context(path.open("rb"))
+        file: IO[bytes] = gzip.GzipFile(fileobj=plain) if path.suffix == ".gz" else plain  # type: ignore[assignment]
+        number = 0
+        try:
+            for number, raw in enumerate(file, start=1):
+                if not raw.strip():
+                    continue
+                line = _decode(raw, tally)
+                yield _cell(
+                    json.loads(line.removeprefix("\ufeff") if number == 1 else line), column, f"{path}:{number}"
+                )
+        except (ValueError, RecursionError) as error:
+            raise DataError(Problem(where=f"{path}:{number}", what=f"this line is not JSON: {error}",
+                                    attempt="one JSON object a line")) from None  # fmt: skip
+        except (EOFError, OSError, zlib.error) as error:
+            raise DataError(Problem(where=f"{path}:{number}", what=f"the file cannot be read further: {error}",
+                                    attempt="gzip --test, and fetch the file again")) from None  # fmt: skip
 
 
 def _cell(row: Any, column: str, where: str) -> str:

@@ -2,10 +2,10 @@
 
 ``PREFIX.bin`` holds all tokens end to end, without a header. ``PREFIX.idx`` is, little-endian: nine magic bytes,
 uint64 version 1, uint8 dtype code, uint64 number of sequences S, uint64 number of document marks D, then int32[S]
-lengths in tokens, int64[S] byte offsets into ``.bin``, and int64[D] document marks (indices of sequences, the first 0, the
-last S). We write one sequence a document, each ending with the boundary token. ``PREFIX.meta.json`` adds what Megatron
-leaves out: tokenizer fingerprint, vocabulary, text bytes and a checksum. All of it is verified when a file is opened,
-so a truncated or swapped file is an error then and never a wrong token later.
+lengths in tokens, int64[S] byte offsets into ``.bin``, and int64[D] document marks (indices of sequences, the first
+0, the last S). We write one sequence a document, each ending with the boundary token. ``PREFIX.meta.json`` adds
+what Megatron leaves out: tokenizer fingerprint, vocabulary, text bytes and a checksum. All of it is verified when a
+file is opened, so a truncated or swapped file is an error then and never a wrong token later.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ DTYPES: dict[int, type[np.generic]] = {
 }  # fmt: skip
 CODES = {np.dtype(dtype): code for code, dtype in DTYPES.items()}
 UINT16_VOCABULARY = 65_500
-"""Largest vocabulary stored in two bytes; Megatron's own limit."""
+"""Largest vocabulary stored in two bytes, about where Megatron changes over; a file says which it uses."""
+LONGEST = 2**31 - 1
+"""Most tokens in a document: its length is an int32."""
 BUFFER = 8 << 20
 
 
@@ -115,14 +117,30 @@ class TokenFile:
         tokenizer: str,
         text_bytes: int | Callable[[], int],
         unknown: int | None = None,
+        dtype: str | None = None,
     ) -> TokenFile:
-        """Write documents (arrays of ids that already end with ``boundary``), each file whole or not at all, and open the result.
+        """Write documents (arrays of ids ending with ``boundary``), each file whole or not at all; open the result.
+
+        ``text_bytes`` may be a function, called after the last document; ``dtype`` is chosen by the vocabulary if
+        not given.
 
         Raises:
-            DataError: an id outside 0 … vocab_size - 1, or nothing to write.
+            DataError: an id outside 0 … vocab_size - 1, a vocabulary beyond the dtype, or nothing to write.
         """
-        dtype = dtype_for(vocab_size)
         names = paths(prefix)
+        kind = dtype_for(vocab_size) if dtype is None else np.dtype(dtype)
+        largest = np.iinfo(kind).max if kind in CODES else -1
+        if vocab_size - 1 > largest:
+            fitting = ", ".join(str(k) for k in CODES if np.iinfo(k).max >= vocab_size - 1)
+            raise DataError(
+                Problem(
+                    where=str(names[0]),
+                    what=f"the vocabulary does not fit the dtype {kind}",
+                    got=f"{vocab_size:,} ids",
+                    allowed=fitting,
+                    attempt="a smaller vocabulary or another dtype",
+                )
+            )
         temporary = [name.with_name(name.name + ".partial") for name in names]
         prefix.parent.mkdir(parents=True, exist_ok=True)
         lengths: list[int] = []
@@ -130,13 +148,20 @@ class TokenFile:
         with temporary[0].open("wb") as file:
             for block in _blocks(documents):
                 joined = np.concatenate(block)
-                if joined.size and (int(joined.min()) < 0 or int(joined.max()) >= vocab_size):
-                    worst = int(joined.max()) if int(joined.max()) >= vocab_size else int(joined.min())
-                    raise DataError(Problem(where=str(names[0]), what="a token id is outside the vocabulary", got=str(worst),
-                                            allowed=f"0 to {vocab_size - 1}", attempt="prepare the text with the tokenizer of this vocabulary"))  # fmt: skip
+                _verify_range(names[0], joined, vocab_size)
+                if max(map(len, block)) > LONGEST:
+                    raise DataError(
+                        Problem(
+                            where=str(names[0]),
+                            what="a document is too long for the format",
+                            got=f"{max(map(len, block)):,} tokens",
+                            allowed=f"{LONGEST:,}",
+                            attempt="--data.document line or blank-line",
+                        )
+                    )
                 if unknown is not None:
                     unknowns += int(np.count_nonzero(joined == unknown))
-                raw = memoryview(joined.astype(dtype, copy=False)).cast("B")
+                raw = joined.astype(kind, copy=False).data.cast("B")
                 checksum = zlib.crc32(raw, checksum)
                 file.write(raw)
                 lengths += map(len, block)
@@ -151,28 +176,32 @@ class TokenFile:
         offsets = np.zeros(len(sizes), np.int64)
         np.cumsum(sizes[:-1], dtype=np.int64, out=offsets[1:])
         with temporary[1].open("wb") as file:
-            file.write(HEADER.pack(MAGIC, VERSION, CODES[dtype], len(sizes), len(sizes) + 1))
-            for array in (sizes, offsets * dtype.itemsize, np.arange(len(sizes) + 1, dtype=np.int64)):
+            file.write(HEADER.pack(MAGIC, VERSION, CODES[kind], len(sizes), len(sizes) + 1))
+            for array in (sizes, offsets * kind.itemsize, np.arange(len(sizes) + 1, dtype=np.int64)):
                 file.write(array.tobytes())
             _sync(file)
         meta = TokenMeta(
-            dtype=dtype.name, documents=len(sizes), tokens=int(sizes.sum(dtype=np.int64)), bytes=text_bytes() if callable(text_bytes) else text_bytes, unknown=unknowns,
+            dtype=kind.name, documents=len(sizes), tokens=int(sizes.sum(dtype=np.int64)),
+            bytes=text_bytes() if callable(text_bytes) else text_bytes, unknown=unknowns,
             vocab_size=vocab_size, boundary=boundary, tokenizer=tokenizer, checksum=checksum,
         )  # fmt: skip
         with temporary[2].open("wb") as file:
             file.write(json.dumps(asdict(meta), indent=1).encode())
             _sync(file)
         for source, name in zip(temporary, names, strict=True):
-            os.replace(source, name)
+            source.replace(name)
         return TokenFile.open(prefix, tokenizer=tokenizer)
 
     # ------------------------------------------------------------------ reading
 
     @staticmethod
-    def open(prefix: Path, *, tokenizer: str | None = None, verify: bool = True) -> TokenFile:
+    def open(
+        prefix: Path, *, tokenizer: str | None = None, vocab_size: int | None = None, verify: bool = True
+    ) -> TokenFile:
         """Open and verify; ``tokenizer`` is the fingerprint the caller is going to decode with.
 
-        A pair without ``.meta.json``, as Megatron writes it, opens too; only its structure can be verified then.
+        A pair without ``.meta.json``, as Megatron writes it, opens too; its structure can be verified, and that its
+        ids lie below ``vocab_size`` where the caller names it.
 
         Raises:
             DataError: a missing, truncated, swapped or foreign file.
@@ -207,8 +236,29 @@ class TokenFile:
                 )
             if verify and (found_sum := _checksum(tokens)) != meta.checksum:
                 raise _broken(binary, "the checksum does not agree", f"{found_sum:08x}", f"{meta.checksum:08x}")
+        elif vocab_size is not None and verify:
+            for first in range(0, len(tokens), BUFFER):
+                _verify_range(binary, tokens[first : first + BUFFER], vocab_size)
+        if meta is not None and vocab_size not in (None, meta.vocab_size):
+            raise _broken(description, "the vocabulary is of another size", f"{meta.vocab_size:,}", f"{vocab_size:,}")
         # Document marks may join several sequences (Megatron's sentence splitting); documents are what we read.
         return TokenFile(prefix, tokens, np.diff(starts[marks]), starts[marks], meta)
+
+
+def _verify_range(path: Path, ids: NDArray[Any], vocab_size: int) -> None:
+    if not ids.size:
+        return
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= vocab_size:
+        raise DataError(
+            Problem(
+                where=str(path),
+                what="a token id is outside the vocabulary",
+                got=str(low if low < 0 else high),
+                allowed=f"0 to {vocab_size - 1}",
+                attempt="the tokenizer that made the ids",
+            )
+        )
 
 
 def _blocks(documents: Iterable[NDArray[Any]]) -> Iterable[list[NDArray[Any]]]:
@@ -278,5 +328,5 @@ def _read_meta(path: Path) -> TokenMeta:
 def _checksum(tokens: NDArray[Any]) -> int:
     value = 0
     for first in range(0, len(tokens), BUFFER):
-        value = zlib.crc32(memoryview(np.ascontiguousarray(tokens[first : first + BUFFER])).cast("B"), value)
+        value = zlib.crc32(np.ascontiguousarray(tokens[first : first + BUFFER]).data.cast("B"), value)
     return value

@@ -1,10 +1,12 @@
 """Tokenizers: characters, words, byte-level byte-pair encoding (Sennrich et al. 2016; Radford et al. 2019), WordPiece.
 
-All are kept as a ``tokenizer.json`` that the ``tokenizers`` library reads with the same ids; it also trains the vocabularies.
-Encoding takes whichever engine is quickest: a dictionary for characters and words, ``tiktoken`` for byte pairs.
+All are kept as a ``tokenizer.json`` that the ``tokenizers`` library reads with the same ids; it also trains the
+vocabularies (one exception: given the boundary's name as a whole word, the library answers with the special id, we
+never do). Encoding takes whichever engine is quickest: a dictionary for characters and words, ``tiktoken`` for byte
+pairs.
 
-A *boundary* token closes every document. Text never becomes it: ``encode("<|endoftext|>")`` is thirteen characters of text,
-so nobody can end a document by writing its name.
+A *boundary* token closes every document. Text never becomes it: ``encode("<|endoftext|>")`` is thirteen characters of
+text, so nobody can end a document by writing its name.
 """
 
 from __future__ import annotations
@@ -13,7 +15,6 @@ import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,11 +23,9 @@ from typing import Any
 import numpy as np
 import tokenizers
 from numpy.typing import NDArray
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from gradatim.config.settings import TokenizerConfig
 from gradatim.errors import DataError, Problem
-from gradatim.text.words import WORDS, split_words
+from gradatim.text.words import LIBRARY_SPACE, LIBRARY_WORDS, split_words
 
 BOUNDARY, UNKNOWN = "<|endoftext|>", "<unk>"
 Ids = NDArray[np.int64]
@@ -45,8 +44,8 @@ class Tokenizer(ABC):
     def __init__(self, engine: tokenizers.Tokenizer, boundary: str, unknown: str | None) -> None:
         self.engine = engine
         self.vocab_size: int = engine.get_vocab_size(with_added_tokens=True)
-        self.boundary: int = engine.token_to_id(boundary)
-        self.unknown: int | None = None if unknown is None else engine.token_to_id(unknown)
+        self.boundary = _id(engine, boundary)
+        self.unknown: int | None = None if unknown is None else _id(engine, unknown)
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
@@ -91,7 +90,7 @@ class _TableTokenizer(Tokenizer):
         self.ids: dict[str, int] = engine.get_vocab(with_added_tokens=False)
         # Text that happens to read like a special token is text: unknown, unless it is in the table in its own right.
         self.ids = {piece: number for piece, number in self.ids.items() if piece not in (BOUNDARY, UNKNOWN)}
-        self.pieces = [engine.id_to_token(number) for number in range(self.vocab_size)]
+        self.pieces = [str(engine.id_to_token(number)) for number in range(self.vocab_size)]
 
     def _look_up(self, pieces: Iterable[str]) -> list[int]:
         get, unknown = self.ids.get, self.unknown
@@ -138,10 +137,13 @@ class WordTokenizer(_TableTokenizer):
 class BpeTokenizer(Tokenizer):
     """Byte-level byte-pair encoding: any bytes go in and come out again.
 
-    ``tiktoken`` merges the adjacent pair whose *joined bytes* have the lowest rank, ``tokenizers`` the pair named by the lowest
-    merge. For trained merges these agree: before a token z appears no merge has crossed its edges, so its bytes have been
-    through exactly the merges of z alone, whose last two parts are those of z's merge. Loading checks that every token of
-    the file is reproduced from its own bytes, which fails for tables that were not trained.
+    ``tiktoken`` merges the adjacent pair whose *joined bytes* have the lowest id, ``tokenizers`` the pair named by
+    the lowest merge. They agree when (a) merges are numbered in the order of their results' ids, each after its
+    parts, and (b) every token is what merging its own bytes gives. For suppose both have merged alike up to token z
+    and tiktoken now joins an adjacent p and q to the bytes of z: no merge has crossed the edges of that span, so
+    inside it the same happened as when z's bytes stand alone, where by (b) the two parts left are those of z's
+    merge. Training gives tables with both properties; loading verifies them, so that another table is refused and
+    never encoded differently.
     """
 
     lossless = True
@@ -151,24 +153,20 @@ class BpeTokenizer(Tokenizer):
 
         super().__init__(engine, boundary, None)
         engine.encode_special_tokens = True  # the name of the boundary is text like any other
+        facts = json.loads(engine.to_str())
+        added = {entry["content"]: entry for entry in facts["added_tokens"]}
+        if any(not entry["special"] for entry in added.values()):
+            raise DataError(_foreign("it has added tokens that are not special"))
+        vocabulary = {p: i for p, i in engine.get_vocab(with_added_tokens=False).items() if p not in added}
+        _verify_merges(facts["model"], vocabulary, engine)
         to_byte = {character: byte for byte, character in byte_characters().items()}
-        vocabulary = engine.get_vocab(with_added_tokens=False)
-        vocabulary.pop(boundary, None)
-        self.bytes: dict[int, bytes] = {i: bytes(to_byte[c] for c in piece) for piece, i in vocabulary.items()}
-        self.bytes[self.boundary] = b""
-        ranks = {raw: i for i, raw in self.bytes.items() if raw}
+        ranks = {bytes(to_byte[c] for c in piece): i for piece, i in vocabulary.items()}
+        self.vocab_size = max([*ranks.values(), *(entry["id"] for entry in added.values())]) + 1  # ids may have holes
+        self.bytes = [b""] * self.vocab_size
+        for raw, number in ranks.items():
+            self.bytes[number] = raw
         self.single = [ranks[bytes([value])] for value in range(256)]
         self._fast = tiktoken.Encoding("gradatim", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={})
-        wrong = [raw for raw, i in ranks.items() if self._fast.encode_single_token(raw) != i]
-        if wrong or not self._pure():
-            raise DataError(_foreign("its byte-pair table is not one that training makes"))
-
-    def _pure(self) -> bool:
-        sample = [raw.decode() for raw in list(self.bytes.values())[-2000:] if raw and _is_text(raw)]
-        return all(
-            self._fast.encode_ordinary(text) == encoded.ids
-            for text, encoded in zip(sample, self.engine.encode_batch(sample, add_special_tokens=False), strict=True)
-        )
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text; surrogates, which are no characters, become U+FFFD as everywhere in Python's codecs."""
@@ -179,7 +177,7 @@ class BpeTokenizer(Tokenizer):
         return [self._encode(text).astype(np.int64) for text in texts]
 
     def _encode(self, text: str) -> NDArray[np.uint32]:
-        # Splitting where white space begins never changes the pieces, and keeps the regular expression's stack bounded.
+        # No piece holds a space or line end after something else, so cutting there changes nothing and bounds memory.
         if len(text) <= SLICE:
             return self._encode_slice(text)
         parts, first = [], 0
@@ -250,7 +248,7 @@ class WordPieceTokenizer(Tokenizer):
 
 
 SLICE = 1 << 20
-_WHITE_SPACE_BEGINS = re.compile(r"\S(?=\s)")
+_WHITE_SPACE_BEGINS = re.compile(r"\S(?=[ \n])")  # white space in every dialect; Python's \s holds more than Rust's
 
 
 def byte_characters() -> dict[int, str]:
@@ -261,65 +259,34 @@ def byte_characters() -> dict[int, str]:
     return table | {byte: chr(0x100 + i) for i, byte in enumerate(others)}
 
 
-def _is_text(raw: bytes) -> bool:
-    try:
-        raw.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
+def _id(engine: tokenizers.Tokenizer, token: str) -> int:
+    number = engine.token_to_id(token)
+    if number is None:
+        raise DataError(_foreign(f"it has no token {token}"))
+    return int(number)
 
 
-# --------------------------------------------------------------------------- making and loading
+def _verify_merges(model: dict[str, Any], vocabulary: dict[str, int], engine: tokenizers.Tokenizer) -> None:
+    """Refuse a table for which ``BpeTokenizer``'s two engines could differ, or that cannot spell every byte."""
+    if set(byte_characters().values()) - vocabulary.keys():
+        raise DataError(_foreign("its vocabulary lacks some of the 256 bytes"))
+    if model.get("dropout") or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
+        raise DataError(_foreign("it uses merge dropout, prefixes or suffixes"))
+    last = -1
+    for merge in model["merges"]:
+        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        parts, number = [vocabulary.get(left), vocabulary.get(right)], vocabulary.get(left + right)
+        if number is None or None in parts or number <= last:
+            raise DataError(_foreign("its merges are not in the order of its ids"))
+        if any(len(part) > 1 and vocabulary[part] >= number for part in (left, right)):
+            raise DataError(_foreign("a merge comes before its parts"))
+        last = number
+    for piece, number in vocabulary.items():
+        if [token.id for token in engine.model.tokenize(piece)] != [number]:
+            raise DataError(_foreign(f"merging the bytes of its token {piece!r} does not give that token"))
 
 
-def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
-    """Learn a vocabulary from texts, deterministically; or load the one the config names."""
-    if config.path is not None:
-        return load_tokenizer(Path(config.path))
-    if config.kind in ("char", "word"):
-        return _wrap(_table_engine(config, texts))
-    engine, trainer = _subword_engine(config)
-    engine.train_from_iterator(texts, trainer)
-    return _wrap(engine)
-
-
-def _table_engine(config: TokenizerConfig, texts: Iterable[str]) -> tokenizers.Tokenizer:
-    counts: Counter[str] = Counter()
-    for text in texts:
-        counts.update(text if config.kind == "char" else split_words(text, config.split, config.lowercase))
-    kept = sorted((p for p, n in counts.items() if n >= config.min_count), key=lambda piece: (-counts[piece], piece))
-    kept = [piece for piece in kept if piece not in (BOUNDARY, UNKNOWN)]
-    kept = kept if config.vocab_size is None else kept[: max(0, config.vocab_size - 2)]
-    table = {piece: number for number, piece in enumerate([BOUNDARY, UNKNOWN, *kept])}
-    engine = tokenizers.Tokenizer(models.WordLevel(table, unk_token=UNKNOWN))
-    if config.kind == "char":
-        engine.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(ANY_CHARACTER), "isolated")
-        engine.decoder = decoders.Fuse()
-    elif config.split == "words":
-        engine.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(WORDS), "removed", invert=True)
-    else:
-        engine.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    if config.lowercase and config.kind == "word":
-        engine.normalizer = normalizers.Lowercase()
-    return engine
-
-
-def _subword_engine(config: TokenizerConfig) -> tuple[tokenizers.Tokenizer, Any]:
-    size = config.vocab_size or 30_000
-    if config.kind == "bpe":
-        engine = tokenizers.Tokenizer(models.BPE())
-        engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        engine.decoder = decoders.ByteLevel()
-        alphabet = pre_tokenizers.ByteLevel.alphabet()
-        return engine, trainers.BpeTrainer(
-            vocab_size=size, special_tokens=[BOUNDARY], initial_alphabet=alphabet, show_progress=False
-        )
-    engine = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    engine.normalizer = normalizers.BertNormalizer(lowercase=config.lowercase)
-    engine.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    engine.decoder = decoders.WordPiece()
-    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    return engine, trainers.WordPieceTrainer(vocab_size=size, special_tokens=specials, show_progress=False)
+# --------------------------------------------------------------------------- loading
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
@@ -337,26 +304,30 @@ def load_tokenizer(path: Path) -> Tokenizer:
     except Exception as error:  # the library raises bare Exception for every malformed file
         raise DataError(_foreign(f"it cannot be read: {error}", str(path))) from None
     try:
-        return _wrap(engine)
+        return wrap(engine)
     except DataError as error:
         raise DataError(*(_foreign(problem.what, str(path)) for problem in error.problems)) from None
 
 
-def _wrap(engine: tokenizers.Tokenizer) -> Tokenizer:
+def wrap(engine: tokenizers.Tokenizer) -> Tokenizer:
+    """The tokenizer that encodes as ``engine`` does, by whichever means is quickest."""
     facts = json.loads(engine.to_str())
     kind, before = facts["model"]["type"], facts.get("pre_tokenizer") or {}
     lowercase = (facts.get("normalizer") or {}).get("type") == "Lowercase"
     if kind == "WordLevel" and engine.token_to_id(BOUNDARY) is not None:
-        if before.get("type") == "WhitespaceSplit":
-            return WordTokenizer(engine, "whitespace", lowercase)
         pattern = (before.get("pattern") or {}).get("Regex")
         if pattern == ANY_CHARACTER:
             return CharTokenizer(engine)
-        if pattern == WORDS:
+        if pattern == LIBRARY_SPACE:
+            return WordTokenizer(engine, "whitespace", lowercase)
+        if pattern == LIBRARY_WORDS:
             return WordTokenizer(engine, "words", lowercase)
     if kind == "WordPiece" and engine.token_to_id("[SEP]") is not None:
         return WordPieceTokenizer(engine)
-    if kind == "BPE" and before.get("type") == "ByteLevel" and not before.get("add_prefix_space"):
+    byte_level = (
+        before.get("type") == "ByteLevel" and not before.get("add_prefix_space") and before.get("use_regex", True)
+    )
+    if kind == "BPE" and byte_level and facts.get("normalizer") is None:
         for boundary in (BOUNDARY, "</s>", "<|end_of_text|>"):
             if engine.token_to_id(boundary) is not None:
                 return BpeTokenizer(engine, boundary)
