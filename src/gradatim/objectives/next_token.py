@@ -1,7 +1,7 @@
 """Next-token prediction: the sum of -log p(target | everything before), over the targets that count.
 
-An objective returns named terms, each a sum with the count it is to be divided by. Dividing is the loop's business, once, by
-the count of the whole step: dividing per microbatch would weigh short ones more (a mean of means).
+An objective returns named terms, each a sum with the count it is to be divided by. Dividing is the loop's business,
+once, by the count of the whole step: dividing per microbatch would weigh short ones more (a mean of means).
 """
 
 from __future__ import annotations

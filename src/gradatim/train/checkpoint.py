@@ -15,6 +15,7 @@ and counters. It holds no random state: learning rate, data order and dropout ar
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -130,23 +131,21 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> FileEntry:
     text += b" " * (-len(text) % 8)
     crc = size = 0
     with path.open("xb") as file:
-        for block in (struct.pack("<Q", len(text)), text):
+        start = struct.pack("<Q", len(text)) + text
+        for block in itertools.chain([memoryview(start)], *(_bytes_of(tensors[name]) for name in names)):
             crc, size = zlib.crc32(block, crc), size + file.write(block)
-        for name in names:
-            for block in _bytes_of(tensors[name]):
-                crc, size = zlib.crc32(block, crc), size + file.write(block)
         file.flush()
         os.fsync(file.fileno())
     return FileEntry(name=path.name, bytes=size, crc32=crc)
 
 
-def _bytes_of(tensor: Tensor) -> Iterator[memoryview]:
+def _bytes_of(tensor: Tensor) -> Iterator[memoryview[int]]:
     """The tensor's bytes in blocks, copied off an accelerator one tensor at a time."""
     if tensor.numel() == 0:
         return
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     for start in range(0, flat.numel(), 16 * _BLOCK):
-        yield memoryview(flat[start : start + 16 * _BLOCK].numpy())
+        yield flat[start : start + 16 * _BLOCK].numpy().data
 
 
 def write_durably(path: Path, data: bytes) -> None:
@@ -226,8 +225,8 @@ class Checkpoint:
             here = tuple(slice(low - a, high - a) for low, high, a in zip(start, end, offset))
             there = tuple(slice(low - b, high - b) for low, high, b in zip(start, end, piece.offset))
             with _safetensors(self.folder / piece.file) as file:
-                whole = file.get_slice(piece.key)
-                result[here] = whole[there] if there else file.get_tensor(piece.key)
+                whole = file.get_slice(piece.key)  # type: ignore[no-untyped-call]
+                result[here] = whole[there] if there else file.get_tensor(piece.key)  # type: ignore[no-untyped-call]
         return result
 
 
@@ -279,11 +278,11 @@ def _verify_file(path: Path, expected: FileEntry) -> None:
 
 def _verify_pieces(path: Path, pieces: list[tuple[str, Piece]]) -> None:
     with _safetensors(path) as file:
-        held = set(file.keys())
+        held = set(file.keys())  # type: ignore[no-untyped-call]
         for dtype, piece in pieces:
             if piece.key not in held:
                 raise refuse(path, f"the file has no {piece.key!r}")
-            there = file.get_slice(piece.key)
+            there = file.get_slice(piece.key)  # type: ignore[no-untyped-call]
             found = (there.get_dtype(), tuple(there.get_shape()))
             if found != (dtype, piece.shape):
                 raise refuse(

@@ -1,7 +1,7 @@
 """Training an n-gram model: one pass over the text instead of many updates, into the same run directory.
 
-The run has one step. Its checkpoint, metrics row and result have the form of a neural run's, so that every command and the
-comparison table treat all rungs alike; what a gradient would be needed for (loss, learning rate) is null.
+The run has one step. Its checkpoint, metrics row and result have the form of a neural run's, so that every command and
+the comparison table treat all rungs alike; what a gradient would be needed for (loss, learning rate) is null.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gradatim.train.checkpoint import cannot_resume, newest_valid, remove_leftov
 from gradatim.train.loop import Counters, TrainResult, finite_json
 from gradatim.train.manifest import Manifest
 from gradatim.train.metrics import MetricsLog
-from gradatim.train.run_directory import MODEL, Run, training_hash
+from gradatim.train.run_directory import MODEL, Run, data_changed, training_hash
 
 
 def count(config: RunConfig, run: Run, prepared: Prepared, say: Callable[[str], None]) -> TrainResult:
@@ -36,6 +36,8 @@ def count(config: RunConfig, run: Run, prepared: Prepared, say: Callable[[str], 
     if found is None and rejected:
         raise cannot_resume(run.checkpoints, rejected)
     if found is not None:
+        if found.manifest.data_fingerprint != prepared.fingerprint:
+            raise data_changed(found.folder)
         counters = Counters(**found.manifest.counters)
         return _result(config, run, counters, int(counters.last_row["parameters"]))
 

@@ -10,9 +10,9 @@ from gradatim.config.settings import OptimizerConfig
 def learning_rate(config: OptimizerConfig, steps: int, step: int) -> float:
     """Rate of update number ``step`` (0 is the first) of a run of ``steps``.
 
-    All schedules rise linearly over ``warmup`` updates, then: *constant* stays; *linear* and *cosine* (Loshchilov and Hutter
-    2017) fall to ``min_lr`` at the end; *inverse-sqrt* falls as 1/√step (Vaswani et al. 2017); *warmup-stable-decay* stays and falls
-    linearly over the last ``decay_steps`` (Hu et al. 2024).
+    All schedules rise linearly over ``warmup`` updates, then: *constant* stays; *linear* and *cosine* (Loshchilov and
+    Hutter 2017) fall to ``min_lr`` at the end; *inverse-sqrt* falls as 1/√step (Vaswani et al. 2017);
+    *warmup-stable-decay* stays and falls linearly over the last ``decay_steps`` (Hu et al. 2024).
     """
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup

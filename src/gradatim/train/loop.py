@@ -1,8 +1,8 @@
 """The training loop: batch, loss, gradient, update; now and then an evaluation and a checkpoint.
 
 Everything a step does follows from (config, seed, step): which samples, which rate, which units dropout drops. What is
-carried from step to step is in ``Trainer`` and goes into checkpoints: parameters, moments, counters and, for recurrent models, the
-hidden state. So a run that was stopped continues bit for bit.
+carried from step to step is in ``Trainer`` and goes into checkpoints: parameters, moments, counters and, for recurrent
+models, the hidden state. So a run that was stopped continues bit for bit.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 
 from gradatim.config import config_to_yaml
 from gradatim.config.settings import NgramConfig, RunConfig
-from gradatim.errors import CheckpointError, DataError, Interrupted, LaunchError, NonFiniteError, Problem
+from gradatim.errors import CheckpointError, Interrupted, LaunchError, NonFiniteError, Problem
 from gradatim.evaluate.likelihood import Stopped, log_probs
 from gradatim.models import build_model
 from gradatim.objectives.next_token import next_token, target_count
@@ -43,6 +43,7 @@ from gradatim.train.run_directory import (
     Run,
     config_error_existing,
     config_error_foreign,
+    data_changed,
     load_weights,
     refuse_changes,
     training_hash,
@@ -121,8 +122,7 @@ def train(
         if not run.exists:
             Run.create(directory, config, prepared.tokenizer)
         elif run.tokenizer.fingerprint != prepared.tokenizer.fingerprint:
-            raise CheckpointError(Problem(where=str(directory / "tokenizer.json"), what="the text or its tokenizer has changed since the run began",
-                                          attempt="restore the text, or start another run"))  # fmt: skip
+            raise data_changed(directory / "tokenizer.json")
         else:
             (directory / "config.yaml").write_text(config_to_yaml(config), encoding="utf-8")
         if isinstance(config.model, NgramConfig):
@@ -181,8 +181,13 @@ class Trainer:
             finally:
                 log.close()
             if stop and counters.step < config.steps:
-                raise Interrupted(Problem(where=str(self.run.directory), what=f"stopped by {stop.received.name} after step {counters.step}; everything is saved",  # type: ignore[union-attr]
-                                          attempt="the same command with --resume"))  # fmt: skip
+                raise Interrupted(
+                    Problem(
+                        where=str(self.run.directory),
+                        what=f"stopped by {stop} after step {counters.step}; everything is saved",
+                        attempt="the same command with --resume",
+                    )
+                )
         return self._result()
 
     def _step(self) -> dict[str, Any]:
@@ -223,8 +228,15 @@ class Trainer:
         counters.valid_loss = None
         seconds = time.perf_counter() - started
         counters.seconds += seconds
-        row = {"step": counters.step, "loss": mean, "lr": rate, "grad_norm": norm, "tokens": counters.tokens,
-               "tokens_per_second": count / seconds, "seconds": counters.seconds}  # fmt: skip
+        row = {
+            "step": counters.step,
+            "loss": mean,
+            "lr": rate,
+            "grad_norm": norm,
+            "tokens": counters.tokens,
+            "tokens_per_second": count / seconds,
+            "seconds": counters.seconds,
+        }
         if not finite:
             self.carry = None  # it may be poisoned
             row["skipped"] = counters.step - counters.updates
@@ -235,14 +247,18 @@ class Trainer:
         """Say which samples a skipped update was made of; give up when there have been too many."""
         if "skipped" not in row:
             return
-        progress.note(
-            f"WARNING: step {row['step']} skipped: loss {row['loss']}, gradient norm {row['grad_norm']}; samples {row['samples']}"
-        )
+        what = f"loss {row['loss']}, gradient norm {row['grad_norm']}"
+        progress.note(f"WARNING: step {row['step']} skipped: {what}; samples {row['samples']}")
         if row["skipped"] > self.config.max_skipped_steps:
-            raise NonFiniteError(Problem(where=f"step {row['step']}", what="loss or gradient was not finite once too often",
-                                         got=f"{row['skipped']} updates skipped, loss {row['loss']}, gradient norm {row['grad_norm']}",
-                                         allowed=f"{self.config.max_skipped_steps} (max_skipped_steps)",
-                                         attempt="a smaller optimizer.lr, a longer warm-up, or precision fp32"))  # fmt: skip
+            raise NonFiniteError(
+                Problem(
+                    where=f"step {row['step']}",
+                    what="loss or gradient was not finite once too often",
+                    got=f"{row['skipped']} updates skipped, {what}",
+                    allowed=f"{self.config.max_skipped_steps} (max_skipped_steps)",
+                    attempt="a smaller optimizer.lr, a longer warm-up, or precision fp32",
+                )
+            )
 
     def _carry_of(self, rows: slice) -> Any:
         if self.carry is None:
@@ -321,10 +337,14 @@ class Trainer:
                 tensors |= {f"{CARRY}{index}/{part}": value for part, value in enumerate(layer)}
         counters = self.counters
         manifest = Manifest(
-            step=counters.step, tokens=counters.tokens, samples=counters.step * self.config.global_batch,
-            config_hash=training_hash(self.config), data_fingerprint=self.prepared.fingerprint,
-            tokenizer_fingerprint=self.prepared.tokenizer.fingerprint, counters=finite_json(asdict(counters)),
-        )  # fmt: skip
+            step=counters.step,
+            tokens=counters.tokens,
+            samples=counters.step * self.config.global_batch,
+            config_hash=training_hash(self.config),
+            data_fingerprint=self.prepared.fingerprint,
+            tokenizer_fingerprint=self.prepared.tokenizer.fingerprint,
+            counters=finite_json(asdict(counters)),
+        )
         try:
             log.sync()
             save_checkpoint(self.run.checkpoints, manifest, tensors)
@@ -334,8 +354,14 @@ class Trainer:
                 f"WARNING: step {counters.step} could not be saved ({error.strerror}); earlier checkpoints are whole"
             )
             if self.failed_saves >= FAILED_SAVES:
-                raise LaunchError(Problem(where=str(self.run.checkpoints), what=f"checkpoints cannot be written ({error.strerror})",
-                                          got=f"{self.failed_saves} failures in a row", attempt="free some disk space, then --resume")) from None  # fmt: skip
+                raise LaunchError(
+                    Problem(
+                        where=str(self.run.checkpoints),
+                        what=f"checkpoints cannot be written ({error.strerror})",
+                        got=f"{self.failed_saves} failures in a row",
+                        attempt="free some disk space, then --resume",
+                    )
+                ) from None
             return
         self.failed_saves = 0
         prune(self.run.checkpoints, self.config.checkpoint.keep)
@@ -356,11 +382,15 @@ class Trainer:
     def _load(self, checkpoint: Checkpoint) -> None:
         manifest = checkpoint.manifest
         if manifest.config_hash != training_hash(self.config):
-            raise CheckpointError(Problem(where=str(checkpoint.folder), what="the checkpoint was made with other settings",
-                                          attempt="start another run"))  # fmt: skip
+            raise CheckpointError(
+                Problem(
+                    where=str(checkpoint.folder),
+                    what="the checkpoint was made with other settings",
+                    attempt="start another run",
+                )
+            )
         if manifest.data_fingerprint != self.prepared.fingerprint:
-            raise DataError(Problem(where=str(checkpoint.folder), what="the text has changed since the checkpoint was made",
-                                    attempt="restore the text, or start another run"))  # fmt: skip
+            raise data_changed(checkpoint.folder)
         self.counters = Counters(**manifest.counters)
         load_weights(self.model, checkpoint.tensors(MODEL), checkpoint.folder)
         load_optimizer(self.model, self.optimizer, checkpoint.tensors(OPTIMIZER), self.counters.updates)
@@ -384,11 +414,18 @@ class Trainer:
         rate = counters.tokens / counters.seconds if counters.seconds else None
         peak = peak_flops(self.config.precision, self.where)
         return TrainResult(
-            run=str(self.run.directory), step=counters.step, loss=counters.last_row.get("loss"), valid_loss=counters.valid_loss,
-            best_valid_loss=counters.best, tokens=counters.tokens, tokens_per_second=rate,
-            mfu=rate * self.flops / peak if rate and peak else None, layout=asdict(self.config.layout),
-            parameters=self.model.parameter_count(), seconds=counters.seconds,
-        )  # fmt: skip
+            run=str(self.run.directory),
+            step=counters.step,
+            loss=counters.last_row.get("loss"),
+            valid_loss=counters.valid_loss,
+            best_valid_loss=counters.best,
+            tokens=counters.tokens,
+            tokens_per_second=rate,
+            mfu=rate * self.flops / peak if rate and peak else None,
+            layout=asdict(self.config.layout),
+            parameters=self.model.parameter_count(),
+            seconds=counters.seconds,
+        )
 
 
 def finite_json(value: Any) -> Any:

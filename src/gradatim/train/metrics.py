@@ -1,7 +1,7 @@
 """Metrics: ``metrics.jsonl`` always, TensorBoard and Weights & Biases where asked for, and lines for people to watch.
 
-Rows carry ``attempt``, how many times the run had been started: rows after the checkpoint that a resumed run continues from are
-superseded by those of the next attempt, and ``read_metrics`` leaves them out.
+Rows carry ``attempt``, how many times the run had been started: rows after the checkpoint that a resumed run continues
+from are superseded by those of the next attempt, and ``read_metrics`` leaves them out.
 """
 
 from __future__ import annotations

@@ -32,7 +32,8 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, config: OptimizerConfig,
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """Euclidean norm of all gradients together."""
     norms = torch._foreach_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-    return torch.linalg.vector_norm(torch.stack([norm.double() for norm in norms]))
+    total: Tensor = torch.linalg.vector_norm(torch.stack([norm.double() for norm in norms]))
+    return total
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], norm: float, limit: float | None) -> None:
@@ -43,7 +44,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], norm: float, limit: float
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The moments by the name of their parameter: ``blocks.0.mlp.up.weight/exp_avg`` and ``…/exp_avg_sq``."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
         f"{names[parameter]}/{key}": value
         for parameter, state in optimizer.state.items()

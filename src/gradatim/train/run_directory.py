@@ -1,4 +1,4 @@
-"""A run on disk: ``config.yaml env.json metrics.jsonl tokenizer.json checkpoints/ logs/``, and how to open one again."""
+"""A run on disk: ``config.yaml env.json metrics.jsonl tokenizer.json checkpoints/ logs/``, made and opened again."""
 
 from __future__ import annotations
 
@@ -77,8 +77,14 @@ class Run:
         missing = [name for name in ("config.yaml", "tokenizer.json") if not (directory / name).is_file()]
         if missing:
             what = "this is not a run directory" if directory.is_dir() else "there is no such run"
-            raise CheckpointError(Problem(where=str(directory), what=what, got=f"no {' and no '.join(missing)}",
-                                          attempt="gradatim train RECIPE --run DIR makes one"))  # fmt: skip
+            raise CheckpointError(
+                Problem(
+                    where=str(directory),
+                    what=what,
+                    got=f"no {' and no '.join(missing)}",
+                    attempt="gradatim train RECIPE --run DIR makes one",
+                )
+            )
         return Run(directory)
 
     @staticmethod
@@ -126,8 +132,14 @@ class Run:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 file.seek(0)
-                raise LaunchError(Problem(where=str(path), what="another process is training this run", got=file.read(200).strip(),
-                                          attempt="wait for it or stop it, or choose another --run DIR")) from None  # fmt: skip
+                raise LaunchError(
+                    Problem(
+                        where=str(path),
+                        what="another process is training this run",
+                        got=file.read(200).strip(),
+                        attempt="wait for it or stop it, or choose another --run DIR",
+                    )
+                ) from None
             file.truncate(0)
             file.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
             file.flush()
@@ -144,15 +156,26 @@ class Run:
         """
         if which not in ("best", "last"):
             if not which.removeprefix("step-").isdecimal():
-                raise CheckpointError(Problem(where=str(self.checkpoints), what="no checkpoint is called that", got=which,
-                                              allowed="best, last or a step number"))  # fmt: skip
+                raise CheckpointError(
+                    Problem(
+                        where=str(self.checkpoints),
+                        what="no checkpoint is called that",
+                        got=which,
+                        allowed="best, last or a step number",
+                    )
+                )
             return open_checkpoint(step_folder(self.checkpoints, int(which.removeprefix("step-"))))
         found, rejected = (best_valid if which == "best" else newest_valid)(self.checkpoints)
         if found is None:
             if rejected:
                 raise cannot_resume(self.checkpoints, rejected)
-            raise CheckpointError(Problem(where=str(self.checkpoints), what="the run has no checkpoint yet",
-                                          attempt="gradatim train … --resume"))  # fmt: skip
+            raise CheckpointError(
+                Problem(
+                    where=str(self.checkpoints),
+                    what="the run has no checkpoint yet",
+                    attempt="gradatim train … --resume",
+                )
+            )
         return found
 
     def model(self, which: str = "best") -> LanguageModel:
@@ -176,17 +199,26 @@ def load_weights(model: torch.nn.Module, tensors: dict[str, Tensor], where: Path
         CheckpointError: names or shapes differ, each difference listed.
     """
     own = dict(model.named_parameters())
-    problems = [
-        Problem(where=str(where), what=f"the checkpoint has no parameter {name}", attempt="is it of another model?")
-        for name in own.keys() - tensors.keys()
-    ] + [
-        Problem(where=str(where), what=f"the model has no parameter {name}", attempt="is it of another model?")
-        for name in tensors.keys() - own.keys()
-    ] + [
-        Problem(where=str(where), what=f"{name} has another shape", got=str(list(tensors[name].shape)), allowed=str(list(own[name].shape)))
-        for name in own.keys() & tensors.keys()
-        if own[name].shape != tensors[name].shape
-    ]  # fmt: skip
+    problems = (
+        [
+            Problem(where=str(where), what=f"the checkpoint has no parameter {name}", attempt="is it of another model?")
+            for name in own.keys() - tensors.keys()
+        ]
+        + [
+            Problem(where=str(where), what=f"the model has no parameter {name}", attempt="is it of another model?")
+            for name in tensors.keys() - own.keys()
+        ]
+        + [
+            Problem(
+                where=str(where),
+                what=f"{name} has another shape",
+                got=str(list(tensors[name].shape)),
+                allowed=str(list(own[name].shape)),
+            )
+            for name in own.keys() & tensors.keys()
+            if own[name].shape != tensors[name].shape
+        ]
+    )
     if problems:
         raise CheckpointError(*sorted(problems, key=str))
     with torch.no_grad():
@@ -211,11 +243,16 @@ def refuse_changes(before: RunConfig, now: RunConfig, where: Path) -> None:
 
     old, new = flat(asdict(before)), flat(asdict(now))
     problems = [
-        Problem(where=f"{where}: {name}", what="the run was started with another setting", got=str(new.get(name)),
-                allowed=str(old.get(name)), attempt="start another run, or leave this setting as it was")
+        Problem(
+            where=f"{where}: {name}",
+            what="the run was started with another setting",
+            got=str(new.get(name)),
+            allowed=str(old.get(name)),
+            attempt="start another run, or leave this setting as it was",
+        )
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name) and name.split(".")[0] not in MAY_CHANGE and name != "data.cache"
-    ]  # fmt: skip
+    ]
     if problems:
         raise CheckpointError(*problems)
 
@@ -289,3 +326,9 @@ def config_error_existing(directory: Path) -> ConfigError:
             attempt="--resume to continue it, or another --run DIR",
         )
     )
+
+
+def data_changed(where: Path) -> CheckpointError:
+    """The refusal to continue on other text."""
+    what = "the text or its tokenizer has changed since the run began"
+    return CheckpointError(Problem(where=str(where), what=what, attempt="restore the text, or start another run"))

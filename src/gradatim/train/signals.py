@@ -1,4 +1,4 @@
-"""Being told to stop: a flag that the loop looks at where it can save, never an exception in the middle of an update."""
+"""Being told to stop: a flag that the loop looks at where it can save, never an exception in mid-update."""
 
 from __future__ import annotations
 
@@ -29,6 +29,9 @@ class StopRequest:
 
     def __bool__(self) -> bool:
         return self.received is not None
+
+    def __str__(self) -> str:
+        return self.received.name if self.received is not None else "nothing"
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if self.received is not None:

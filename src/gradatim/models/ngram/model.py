@@ -64,7 +64,7 @@ class NgramState:
 class NgramModel:
     """Answers the protocol from tables."""
 
-    context = None
+    context: int | None = None
 
     def __init__(self, config: NgramConfig, vocab_size: int, boundary: int, tables: list[Table]) -> None:
         self.config, self.vocab_size, self.boundary, self.tables = config, vocab_size, boundary, tables
