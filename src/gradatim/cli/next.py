@@ -1,0 +1,33 @@
+"""``gradatim next RUN PROMPT``: what the model expects to come next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from gradatim.cli.output import Table, Verb, emit, json_option
+
+BAR = 30
+
+
+@click.command(cls=Verb)
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("prompt")
+@click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="How many to show.")
+@click.option("--checkpoint", default="best", show_default=True, help="best, last, or a step.")
+@json_option
+def command(run: Path, prompt: str, top: int, checkpoint: str, as_json: bool) -> None:
+    """Show the distribution over the token after PROMPT, likeliest first."""
+    from gradatim.cli.runs import open_run
+    from gradatim.decode.generate import next_tokens
+
+    opened, model = open_run(run, checkpoint)
+    found = [(opened.tokenizer.token_text(i), p) for i, p in next_tokens(model, opened.tokenizer, prompt, top)]
+    emit(
+        [{"text": text, "probability": p} for text, p in found],
+        as_json,
+        lambda: Table(
+            ["next", "probability", ""], [[repr(text)[1:-1], p, "█" * max(1, round(p * BAR))] for text, p in found]
+        ),
+    )

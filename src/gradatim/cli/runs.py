@@ -1,0 +1,30 @@
+"""Opening a run for the verbs that ask its model something."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gradatim.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from gradatim.models.protocol import LanguageModel
+    from gradatim.train import Run
+
+
+def open_run(directory: Path, checkpoint: str = "best") -> tuple[Run, LanguageModel]:
+    """The run and its model at a checkpoint: ``best``, ``last``, or a step.
+
+    Raises:
+        ConfigError: the checkpoint is neither.
+        CheckpointError: no such run or checkpoint, or it is damaged.
+    """
+    if checkpoint not in ("best", "last") and not checkpoint.isdigit():
+        raise ConfigError(
+            Problem(where="--checkpoint", what="no such choice", got=checkpoint, allowed="best, last, or a step")
+        )
+
+    from gradatim.train import Run
+
+    run = Run.open(directory)
+    return run, run.model(checkpoint)
