@@ -62,6 +62,8 @@ class TokenMeta:
     """Fingerprint of the tokenizer."""
     checksum: int
     """crc32 of ``.bin``."""
+    index_checksum: int
+    """crc32 of ``.idx``."""
 
 
 def dtype_for(vocab_size: int) -> np.dtype[Any]:
@@ -176,14 +178,16 @@ class TokenFile:
         offsets = np.zeros(len(sizes), np.int64)
         np.cumsum(sizes[:-1], dtype=np.int64, out=offsets[1:])
         with temporary[1].open("wb") as file:
-            file.write(HEADER.pack(MAGIC, VERSION, CODES[kind], len(sizes), len(sizes) + 1))
-            for array in (sizes, offsets * kind.itemsize, np.arange(len(sizes) + 1, dtype=np.int64)):
-                file.write(array.tobytes())
+            arrays = (sizes, offsets * kind.itemsize, np.arange(len(sizes) + 1, dtype=np.int64))
+            header = HEADER.pack(MAGIC, VERSION, CODES[kind], len(sizes), len(sizes) + 1)
+            index = b"".join([header, *(array.tobytes() for array in arrays)])
+            file.write(index)
             _sync(file)
         meta = TokenMeta(
             dtype=kind.name, documents=len(sizes), tokens=int(sizes.sum(dtype=np.int64)),
             bytes=text_bytes() if callable(text_bytes) else text_bytes, unknown=unknowns,
-            vocab_size=vocab_size, boundary=boundary, tokenizer=tokenizer, checksum=checksum,
+            vocab_size=vocab_size, boundary=boundary, tokenizer=tokenizer,
+            checksum=checksum, index_checksum=zlib.crc32(index),
         )  # fmt: skip
         with temporary[2].open("wb") as file:
             file.write(json.dumps(asdict(meta), indent=1).encode())
@@ -212,7 +216,7 @@ class TokenFile:
                 raise DataError(
                     Problem(where=str(path), what="there is no such token file", attempt="gradatim prepare")
                 )
-        dtype, lengths, marks, offsets = _read_index(index)
+        dtype, lengths, marks, offsets, index_sum = _read_index(index)
         tokens_expected = int(lengths.sum(dtype=np.int64))
         expected, found = tokens_expected * dtype.itemsize, binary.stat().st_size
         if expected != found:
@@ -230,6 +234,8 @@ class TokenFile:
                     raise _broken(
                         description, f"{name} does not agree with the index", str(getattr(meta, name)), str(value)
                     )
+            if index_sum != meta.index_checksum:
+                raise _broken(index, "the checksum does not agree", f"{index_sum:08x}", f"{meta.index_checksum:08x}")
             if tokenizer is not None and meta.tokenizer != tokenizer:
                 raise _broken(
                     description, "the tokens were made by another tokenizer", meta.tokenizer[:16], tokenizer[:16]
@@ -288,7 +294,7 @@ def _broken(path: Path, what: str, got: str, allowed: str) -> DataError:
     )
 
 
-def _read_index(path: Path) -> tuple[np.dtype[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
+def _read_index(path: Path) -> tuple[np.dtype[Any], NDArray[Any], NDArray[Any], NDArray[Any], int]:
     raw = path.read_bytes()
     if len(raw) < HEADER.size or raw[:9] != MAGIC:
         raise _broken(path, "this is not a token index", repr(raw[:9]), repr(MAGIC))
@@ -314,7 +320,7 @@ def _read_index(path: Path) -> tuple[np.dtype[Any], NDArray[Any], NDArray[Any], 
             "broken index",
             "marks from 0 to the number of sequences",
         )
-    return np.dtype(DTYPES[code]), lengths, documents, offsets
+    return np.dtype(DTYPES[code]), lengths, documents, offsets, zlib.crc32(raw)
 
 
 def _read_meta(path: Path) -> TokenMeta:

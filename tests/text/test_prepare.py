@@ -1,0 +1,249 @@
+"""From sources to prepared text: odd input is mended and counted, equal text is prepared once, damage is noticed."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gradatim.config.settings import DataConfig, TokenizerConfig
+from gradatim.errors import DataError, LaunchError
+from gradatim.text import embedded, sources
+from gradatim.text.prepare import Prepared, prepare
+from gradatim.text.sources import Tally, read_documents
+
+BPE = TokenizerConfig(kind="bpe", vocab_size=300)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Caches and files in a folder of their own."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def config(*train: object, **settings: Any) -> DataConfig:
+    return DataConfig(train=tuple(map(str, train)), **{"cache": "cache", "tokenizer": BPE, **settings})
+
+
+def read(raw: bytes, document: str = "line", name: str = "text.txt") -> tuple[list[str], Tally]:
+    Path(name).write_bytes(raw)
+    tally = Tally()
+    return list(read_documents((name,), "train", config(name, document=document), tally)), tally
+
+
+# --------------------------------------------------------------------------- sources
+
+
+@pytest.mark.parametrize(
+    ("document", "expected"),
+    [
+        ("line", ["one", "two ", "three", "four"]),
+        ("blank-line", ["one\ntwo ", "three\nfour"]),
+        ("file", ["one\ntwo \n\n \nthree\nfour"]),
+    ],
+)
+def test_documents_and_their_bytes(document: str, expected: list[str]) -> None:
+    raw = b"one\ntwo \n\n \nthree\nfour"
+    documents, tally = read(raw, document)
+    assert documents == expected
+    assert tally.bytes == len(raw)
+    documents, tally = read(b"\xef\xbb\xbf" + raw.replace(b"\n", b"\r\n"), document)
+    assert documents == expected
+    assert tally.bytes == len(raw)
+    assert tally.dropped["carriage returns"] == 5
+    assert tally.dropped["byte-order marks"] == 1
+
+
+def test_odd_bytes_are_counted() -> None:
+    documents, tally = read(b"a\xff\xfeb\nnul\x00here\n\n\xe6\x97\n")
+    assert documents == ["a\ufffd\ufffdb", "nul\x00here", "\ufffd"]
+    assert tally.dropped == {"invalid bytes replaced": 3, "NUL characters kept": 1, "empty documents": 1}
+    assert tally.bytes == sum(len(text.encode()) + 1 for text in documents) + 1
+
+
+def test_a_mark_inside_a_text_is_text() -> None:
+    assert read("one\n\ufefftwo\n".encode())[0] == ["one", "\ufefftwo"]
+
+
+def test_tables(folder: Path) -> None:
+    rows = [{"text": "first\r\nrow", "n": 1}, {"text": "", "n": 2}, {"text": "\ud800", "n": 3}]
+    lines = "\n".join(map(json.dumps, rows)).encode()
+    expected = ["first\nrow", "\ufffd"]
+    documents, tally = read(lines, name="rows.jsonl")
+    assert documents == expected
+    assert tally.bytes == 12
+    assert tally.dropped["empty documents"] == 1
+    assert read(gzip.compress(lines), name="rows.jsonl.gz")[0] == expected
+    with pytest.raises(DataError, match="cannot be read further"):
+        read(gzip.compress(lines)[:-12], name="rows.jsonl.gz")
+    with pytest.raises(DataError, match=r"rows\.jsonl:2: this line is not JSON"):
+        read(lines.splitlines()[0] + b"\n{", name="rows.jsonl")
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: there is no text in column 'text'(.|\n)*got: body"):
+        read(b'{"body": "x"}', name="rows.jsonl")
+
+
+def test_parquet(folder: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"text": ["one", None, "zwei"]}), "rows.parquet")
+    read_rows = list(read_documents(("rows.parquet",), "train", config("rows.parquet"), Tally()))
+    assert read_rows == ["one", "zwei"]
+    with pytest.raises(DataError, match=r"no column 'body'(.|\n)*got: text"):
+        list(read_documents(("rows.parquet",), "train", config("rows.parquet", column="body"), Tally()))
+    with pytest.raises(DataError, match="not a parquet file"):
+        read(b"no", name="rows.parquet")
+
+
+def test_folders_and_patterns(folder: Path) -> None:
+    for name in ("b/two.txt", "a.txt", "b/three.md"):
+        Path("in", name).parent.mkdir(parents=True, exist_ok=True)
+        Path("in", name).write_text(name)
+    for source in ("in", "in/**/*.txt"):
+        assert list(read_documents((source,), "train", config(source), Tally())) == ["a.txt", "b/two.txt"]
+
+
+def test_missing_sources_and_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("absent.txt", "in/*.txt"):
+        with pytest.raises(DataError, match="no such file or corpus"):
+            list(read_documents((name,), "train", config(name), Tally()))
+    monkeypatch.setitem(__import__("sys").modules, "datasets", None)
+    with pytest.raises(LaunchError, match=r"gradatim\[hf\]"):
+        list(read_documents(("hf:x",), "train", config("hf:x"), Tally()))
+
+
+def test_corpora_of_a_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = {"train": ["I am a student"] * 30 + ["We are teachers"], "valid": ["I am a teacher"], "test": ["We are"]}
+    monkeypatch.setattr(sources, "named", lambda _: parts)
+    monkeypatch.setattr("gradatim.text.prepare.named", lambda _: parts)
+    made = prepare(config("small-english"))
+    assert made.valid is not None
+    assert made.test is not None
+    assert (len(made.train), len(made.valid), len(made.test)) == (31, 1, 1)
+    assert made.train.meta.bytes == sum(len(text) + 1 for text in parts["train"])
+
+
+# --------------------------------------------------------------------------- the embedded corpora
+
+
+@pytest.fixture(scope="module")
+def manual(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[str, str]]]:
+    cache = tmp_path_factory.mktemp("corpus")
+    return cache, embedded.corpus("python-manual", cache)
+
+
+def test_manual(manual: tuple[Path, dict[str, dict[str, str]]]) -> None:
+    cache, parts = manual
+    sizes = {split: sum(len(text.encode()) for text in texts.values()) for split, texts in parts.items()}
+    assert 1.5e6 < sum(sizes.values()) < 4e6
+    assert min(sizes.values()) > 30_000
+    assert all(embedded.part_of(name) == split for split, texts in parts.items() for name in texts)
+    assert embedded.corpus("python-manual", cache) == parts  # as kept
+    assert any(name.startswith("topic:") for name in parts["train"])
+    words = " ".join(parts["train"].values()).lower().split()
+    assert words.count("the") > 5000
+    assert not any(".test." in f".{name}." or "site-packages" in name for texts in parts.values() for name in texts)
+
+
+def test_no_paragraph_of_a_later_part_occurs_in_an_earlier(manual: tuple[Path, dict[str, dict[str, str]]]) -> None:
+    _, parts = manual
+    seen: set[str] = set()
+    for split in embedded.SPLITS:
+        mine = {p.strip() for text in parts[split].values() for p in text.split("\n\n")}
+        mine = {p for p in mine if len(p) >= embedded.SHORT}
+        assert not mine & seen
+        seen |= mine
+
+
+def test_manual_as_lines_has_the_bytes_of_the_manual(manual: tuple[Path, dict[str, dict[str, str]]]) -> None:
+    cache, parts = manual
+    tallies = [Tally(), Tally()]
+    names = ("python-manual",)
+    whole, lines = (
+        list(read_documents(names, "test", config(cache=str(cache), document=document), tally))
+        for document, tally in zip(("file", "line"), tallies)
+    )
+    assert tallies[0].bytes == tallies[1].bytes == sum(len(text.encode()) for text in parts["test"].values())
+    assert lines == [line for text in whole for line in text.split("\n") if line.strip("\r\t ")]
+
+
+# --------------------------------------------------------------------------- preparing
+
+
+def prose(path: str, lines: list[str]) -> Prepared:
+    Path(path).write_text("\n".join(lines) + "\n")
+    return prepare(config(path, document="line"))
+
+
+def test_prepared_text_decodes_to_itself() -> None:
+    lines = [f"line {number}, read <|endoftext|> twice: {number * number}" for number in range(50)]
+    made = prose("text.txt", lines)
+    decoded = [made.tokenizer.decode(made.train.document(i)) for i in range(len(made.train))]
+    assert decoded == lines
+    assert all(made.train.document(i)[-1] == made.tokenizer.boundary for i in range(50))
+    assert int((made.train.tokens == made.tokenizer.boundary).sum()) == 50
+    assert made.train.meta.bytes == Path("text.txt").stat().st_size
+    assert made.valid is None
+    assert made.test is None
+    assert made.report["tokens"] == made.train.meta.tokens
+
+
+def test_equal_text_is_prepared_once_and_a_changed_one_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = prose("text.txt", ["one two three"] * 5)
+    said: list[str] = []
+    assert prepare(config("text.txt", document="line"), say=said.append).fingerprint == first.fingerprint
+    assert said == []
+    assert prose("text.txt", ["one two four"] * 5).fingerprint != first.fingerprint
+    assert prepare(config("text.txt", document="file")).fingerprint != first.fingerprint
+
+
+def test_a_damaged_cache_is_made_again() -> None:
+    made = prose("text.txt", ["one two three"] * 5)
+    before = made.train.tokens.tolist()
+    damaged = made.train.prefix.with_name("train.bin")
+    damaged.unlink()  # another file: cutting short the one that is mapped would end the process
+    damaged.write_bytes(b"")
+    said: list[str] = []
+    again = prepare(config("text.txt", document="line"), say=said.append)
+    assert "damaged" in said[0]
+    assert again.train.tokens.tolist() == before
+
+
+def test_a_named_folder_is_never_overwritten(folder: Path) -> None:
+    Path("a.txt").write_text("one two three")
+    Path("b.txt").write_text("four five six")
+    out = folder / "out"
+    prepare(config("a.txt"), out)
+    assert prepare(config("a.txt"), out).fingerprint
+    with pytest.raises(DataError, match="holds another text"):
+        prepare(config("b.txt"), out)
+    (out / "train.bin").write_bytes(b"")
+    with pytest.raises(DataError, match=r"train\.bin"):
+        prepare(config("a.txt"), out)
+
+
+def test_the_vocabulary_comes_from_training_text_only_and_leaks_are_counted() -> None:
+    Path("train.txt").write_text("a b c\nd e f\n")
+    Path("valid.txt").write_text("a b c\nx y z\nd e f\n")
+    made = prepare(config("train.txt", valid=("valid.txt",), document="line",
+                          tokenizer=TokenizerConfig(kind="word")))  # fmt: skip
+    assert made.valid is not None
+    assert made.valid.meta.unknown == 3
+    assert made.report["splits"]["valid"]["also in train"] == 2
+    assert made.tokenizer.vocab_size == 2 + 6
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n \r\n", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("kind", ["bpe", "char", "word", "wordpiece"])
+def test_empty_text(content: bytes, kind: Any, folder: Path) -> None:
+    Path("empty.txt").write_bytes(content)
+    Path("text.txt").write_text("one two three")
+    tokenizer = TokenizerConfig(kind=kind, vocab_size=300)
+    with pytest.raises(DataError, match=r"data\.train: there is no text"):
+        prepare(config("empty.txt", tokenizer=tokenizer))
+    with pytest.raises(DataError, match=r"data\.valid: there is no text"):
+        prepare(config("text.txt", valid=("empty.txt",), tokenizer=tokenizer))
+    assert not [path for path in folder.rglob("*") if path.name.endswith(".partial")]
