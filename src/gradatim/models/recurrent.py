@@ -1,8 +1,8 @@
 """Recurrent language models: embedding, recurrence unrolled in time, softmax (Mikolov et al., 2010).
 
 Regularisation follows Gal and Ghahramani 2016 (locked dropout: one mask for all time steps; whole words dropped from
-the embedding) and Merity et al. 2018 (weight drop: recurrent weights dropped). Tying the output to the embedding, through
-a projection where the widths differ, is Press and Wolf 2017.
+the embedding) and Merity et al. 2018 (weight drop: recurrent weights dropped). Tying the output to the embedding,
+through a projection where the widths differ, is Press and Wolf 2017.
 """
 
 from __future__ import annotations
