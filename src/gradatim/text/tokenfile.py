@@ -35,7 +35,7 @@ UINT16_VOCABULARY = 65_500
 """Largest vocabulary stored in two bytes, about where Megatron changes over; a file says which it uses."""
 LONGEST = 2**31 - 1
 """Most tokens in a document: its length is an int32."""
-BUFFER = 8 << 20
+BUFFER = 1 << 20  # documents joined per write: small enough to stay in the cache of a core
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,6 +89,7 @@ class TokenFile:
         """int32[documents]: tokens of each."""
         self.document_starts = starts
         """int64[documents + 1]: where each document starts in ``tokens``; the last entry is their number."""
+        self._plain = tokens.view(np.ndarray)  # slicing a memmap costs several times slicing an array
         self._meta = meta
 
     @property
@@ -105,7 +106,7 @@ class TokenFile:
 
     def document(self, index: int) -> NDArray[Any]:
         """The tokens of one document, its boundary included."""
-        return self.tokens[self.document_starts[index] : self.document_starts[index + 1]]
+        return self._plain[self.document_starts[index] : self.document_starts[index + 1]]
 
     # ------------------------------------------------------------------ writing
 
@@ -194,7 +195,7 @@ class TokenFile:
             _sync(file)
         for source, name in zip(temporary, names, strict=True):
             source.replace(name)
-        return TokenFile.open(prefix, tokenizer=tokenizer)
+        return TokenFile.open(prefix, tokenizer=tokenizer, verify=False)  # its checksum was taken a moment ago
 
     # ------------------------------------------------------------------ reading
 

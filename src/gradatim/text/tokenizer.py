@@ -166,11 +166,13 @@ class BpeTokenizer(Tokenizer):
         for raw, number in ranks.items():
             self.bytes[number] = raw
         self.single = [ranks[bytes([value])] for value in range(256)]
-        self._fast = tiktoken.Encoding("gradatim", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={})
+        # Named so that tiktoken searches for one word (which, found, stays text) instead of stopping at every character.
+        specials = {boundary: self.boundary}
+        self._fast = tiktoken.Encoding("gradatim", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=specials)
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text; surrogates, which are no characters, become U+FFFD as everywhere in Python's codecs."""
-        return [int(i) for i in self._encode(text)]
+        return list(self._encode(text).tolist())
 
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
         """The ids of several texts, without a Python list in between."""
