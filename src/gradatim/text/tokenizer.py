@@ -166,7 +166,7 @@ class BpeTokenizer(Tokenizer):
         for raw, number in ranks.items():
             self.bytes[number] = raw
         self.single = [ranks[bytes([value])] for value in range(256)]
-        # Named so that tiktoken searches for one word (which, found, stays text) instead of stopping at every character.
+        # Named so that tiktoken searches for one word (which, found, stays text) and does not stop at each character.
         specials = {boundary: self.boundary}
         self._fast = tiktoken.Encoding("gradatim", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=specials)
 
