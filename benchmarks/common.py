@@ -22,9 +22,7 @@ def machine() -> str:
     info = Path("/proc/cpuinfo")
     model = platform.processor() or platform.machine()
     if info.exists():
-        names = [
-            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line
-        ]
+        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
         flags = info.read_text()
         model += " with AMX" if "amx_bf16" in flags else " with AVX-512" if "avx512f" in flags else ""
@@ -82,6 +80,11 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.median(values):.3g} ({min(values):.3g}-{max(values):.3g})"
 
 
+def _unplaced(argument: str) -> str:
+    """Where somebody keeps a checkout is nobody else's business."""
+    return "PATH" if argument.startswith(("/", "~")) else argument
+
+
 def write_result(name: str, title: str, body: str, *packages: str) -> None:
     """Print a result and keep it as ``benchmarks/results/NAME.md`` with date, machine and versions."""
     head = [
@@ -90,7 +93,7 @@ def write_result(name: str, title: str, body: str, *packages: str) -> None:
         f"- date: {time.strftime('%Y-%m-%d')}",
         f"- machine: {machine()}",
         f"- versions: {versions('gradatim', 'torch', 'numpy', *packages)}",
-        f"- command: `python {' '.join(Path(a).name if i == 0 else a for i, a in enumerate(sys.argv))}`",
+        f"- command: `python {' '.join([Path(sys.argv[0]).name, *map(_unplaced, sys.argv[1:])])}`",
     ]
     text = "\n".join(head) + "\n\n" + body.strip() + "\n"
     RESULTS.mkdir(exist_ok=True)

@@ -31,8 +31,7 @@ def main() -> None:
         words = ["--data.document=line", "--data.tokenizer.kind=word", "--data.tokenizer.min_count=3",
                  "--data.tokenizer.vocab_size=null"]  # fmt: skip
         jobs: list[tuple[str, list[object]]] = [
-            (f"Kneser-Ney {order}-gram", ["ngram", f"--model.order={order}", *words])
-            for order in options.orders
+            (f"Kneser-Ney {order}-gram", ["ngram", f"--model.order={order}", *words]) for order in options.orders
         ]
         for name, arguments in [*jobs, ("LSTM 512", [RECIPE])]:
             run = root / name.replace(" ", "-")
@@ -47,9 +46,7 @@ def main() -> None:
                     test["perplexity_without_unknown"],
                 ]
             )
-    body = common.table(
-        ["rung", "training, wall seconds", "test tokens", "test perplexity", "without unknown"], rows
-    )
+    body = common.table(["rung", "training, wall seconds", "test tokens", "test perplexity", "without unknown"], rows)
     body += f"\n\nThe LSTM's recipe:\n\n```yaml\n{RECIPE.read_text().strip()}\n```"
     common.write_result("movie_reviews", "Movie reviews: LSTM and Kneser-Ney", body)
 

@@ -75,9 +75,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data/tinyshakespeare/input.txt"))
     parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT")
     parser.add_argument("--runs", type=int, default=3, help="paired runs of nanoGPT and our recipe")
-    parser.add_argument(
-        "--lstm", action=argparse.BooleanOptionalAction, default=True, help="train the LSTM rung too"
-    )
+    parser.add_argument("--lstm", action=argparse.BooleanOptionalAction, default=True, help="train the LSTM rung too")
     options = parser.parse_args()
     text = options.data.read_text(encoding="utf-8")
     cut = int(0.9 * len(text))
@@ -91,17 +89,13 @@ def main() -> None:
         data = ["--data.train", root / "train.txt", "--data.valid", root / "valid.txt", "--data.document", "file",
                 "--data.cache", root / "cache", "--data.tokenizer.kind", "char"]  # fmt: skip
 
-        def rung(
-            name: str, recipe: str, *overrides: object, strides: tuple[int, ...] = (0,)
-        ) -> tuple[float, float]:
+        def rung(name: str, recipe: str, *overrides: object, strides: tuple[int, ...] = (0,)) -> tuple[float, float]:
             run = root / f"{name}-{len(list(root.iterdir()))}"
             trained = common.gradatim("train", recipe, "--run", run, *data, *overrides)
             losses = []
             for stride in strides:
                 choice = ["--stride", stride] if stride else []
-                losses.append(
-                    common.gradatim("evaluate", run, "--text", root / "valid.txt", *choice)["nats_per_token"]
-                )
+                losses.append(common.gradatim("evaluate", run, "--text", root / "valid.txt", *choice)["nats_per_token"])
             rows.append([name, trained["wall_seconds"], *losses])
             return trained["wall_seconds"], losses[0]
 
