@@ -4,8 +4,8 @@
     python benchmarks/gpt_step.py --nanogpt nanoGPT                          # needs the extra `hf`
 
 A step is forward, backward and fused AdamW on random ids; dropout 0. First the three are given the same weights and
-must agree on the loss. Then they take turns (ours, nanoGPT, Hugging Face, ours, …), so that whatever else the machine does
-falls on all; a ratio is that of one turn, and the median over turns is reported. Each side runs as its authors would
+must agree on the loss. Then they take turns (ours, nanoGPT, Hugging Face, ours, …), so that whatever else the machine
+does falls on all; a ratio is that of one turn, and the median over turns is reported. Each side runs as its authors would
 run it: under bf16 torch's autocast, under compile the whole model for the peers, every block for us.
 """
 
@@ -175,8 +175,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for mode in options.modes.split(","):
             rows += measure(options, precision, mode)
     body = f"""{LAYERS} layers, {HEADS} heads, width {WIDTH}, context {CONTEXT}, batch {BATCH}, vocabulary {VOCAB};
-forward, backward and fused AdamW; {options.threads} threads, {options.turns} turns. Tokens per second and ratio as median
-(least-most); the ratio is ours to the faster peer's of the same turn. Seeds: weights 0, ids 0.
+forward, backward and fused AdamW; {options.threads} threads, {options.turns} turns. Tokens per second and ratio as
+median (least-most); the ratio is ours to the faster peer's of the same turn. Seeds: weights 0, ids 0.
 
 {table(["precision", "mode", "gradatim", "nanoGPT", "Hugging Face", "faster peer", "ratio"], rows)}"""
     write_result("gpt_step", "Training step of a GPT", body, "transformers")
