@@ -161,8 +161,8 @@ class Trainer:
 
     def train(self) -> TrainResult:
         """All steps from where the run stands."""
-        config, counters = self.config, self.counters
         self._resume()
+        config, counters = self.config, self.counters
         self.say(f"{self.model.parameter_count():,} parameters, {self.batches_per_epoch():.1f} steps see the text once")
         log = MetricsLog(self.run.metrics, config.track)
         progress = Progress(config.steps, counters.step)
