@@ -1,9 +1,9 @@
 """Counting word sequences of every order, with sorts instead of dictionaries.
 
-Every position of the text gets, order by order, the number of the k-gram that ends there: the number of its context (the
-(k-1)-gram that ends one position earlier) and its last word make a key, and sorting the keys numbers the k-grams. Sorted that way,
-the continuations of a context lie side by side, so that a table is three arrays: where each context's continuations begin, their last
-words, their counts.
+Every position of the text gets, order by order, the number of the k-gram that ends there: the number of its context
+(the (k-1)-gram that ends one position earlier) and its last word make a key, and sorting the keys numbers the k-grams.
+Sorted that way, the continuations of a context lie side by side, so that a table is three arrays: where each context's
+continuations begin, their last words, their counts.
 
 The boundary opens a document as a context and closes it as a prediction; no sequence runs across it.
 """
@@ -36,7 +36,10 @@ class OrderCounts:
 
 
 def count_ngrams(tokens: NDArray[Any], order: int, vocab_size: int, boundary: int) -> list[OrderCounts]:
-    """Counts of orders 1 to ``order``. Unigrams have one row per id of the vocabulary, the boundary's counts document ends."""
+    """Counts of orders 1 to ``order``, or to the longest sequence there is.
+
+    Unigrams have one row per id of the vocabulary; the boundary's row counts document ends.
+    """
     text = np.concatenate([[boundary], np.asarray(tokens, np.int64)])
     position = np.arange(len(text))
     is_boundary = text == boundary
@@ -53,7 +56,7 @@ def count_ngrams(tokens: NDArray[Any], order: int, vocab_size: int, boundary: in
         if not len(where):
             break
         keys = ending[where - 1] * vocab_size + text[where]
-        sorting = np.argsort(keys, kind="stable")
+        sorting = np.argsort(keys)  # any order among equals will do: they are occurrences of one k-gram
         ordered = keys[sorting]
         starts = np.concatenate([[True], ordered[1:] != ordered[:-1]])
         first = np.flatnonzero(starts)

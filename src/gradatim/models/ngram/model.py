@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradatim.config.settings import NgramConfig
+from gradatim.errors import CheckpointError, DataError, Problem
 from gradatim.models.ngram.counts import Integers, count_ngrams
 from gradatim.models.ngram.smoothing import smooth
 
@@ -62,7 +63,11 @@ class NgramState:
 
 
 class NgramModel:
-    """Answers the protocol from tables."""
+    """Answers the protocol from tables, on the CPU whatever device asks.
+
+    What an unseen word gets depends on the smoothing: a share of the shorter context (kneser-ney), a share of uniform
+    (additive), or nothing, log-probability -inf (mle). A context never seen leaves the answer to the next shorter one.
+    """
 
     context: int | None = None
 
@@ -89,10 +94,12 @@ class NgramModel:
     ) -> tuple[Float[Tensor, "b t"], NgramState]:
         """Log-probability of each target after its context, 0 where it is -100."""
         contexts, after = self._contexts(ids, state)
-        wanted = targets.numpy().ravel()
-        found = self._score([level.ravel() for level in contexts], np.where(wanted == IGNORE, 0, wanted))
+        wanted = targets.cpu().numpy().ravel()
+        words = np.where(wanted == IGNORE, 0, wanted)
+        check_ids(words, self.vocab_size)
+        found = self._score([level.ravel() for level in contexts], words)
         found[wanted == IGNORE] = 0.0
-        return torch.from_numpy(found).view(targets.shape), after
+        return torch.from_numpy(found).view(targets.shape).to(targets.device), after
 
     def __call__(self, ids: Int[Tensor, "b t"], state: NgramState) -> tuple[Float[Tensor, "b t v"], NgramState]:
         """Log-probabilities of all next words, context by context from the shortest."""
@@ -106,21 +113,20 @@ class NgramModel:
                 table, shorter = self.tables[k], self.tables[k - 1].weight
                 assert shorter is not None
                 begin, end = table.first[node], table.first[node + 1]
-                if begin == end:  # never seen as a context: the shorter one answers alone
-                    continue
-                if self.config.smoothing == "additive":
-                    row[:] = shorter[node] - np.log(self.vocab_size)
-                else:
+                if self.config.smoothing != "additive":
                     row += shorter[node]
+                elif begin < end:  # what is unseen gets its share of uniform, not of the shorter context
+                    row[:] = shorter[node] - np.log(self.vocab_size)
                 row[table.word[begin:end]] = table.log_prob[begin:end]
-        return torch.from_numpy(rows).view(*ids.shape, self.vocab_size), after
+        return torch.from_numpy(rows).view(*ids.shape, self.vocab_size).to(ids.device), after
 
     # ------------------------------------------------------------------ looking up
 
     def _contexts(self, ids: Tensor, state: NgramState) -> tuple[list[Integers], NgramState]:
         """For every position the node of the context that ends there, of each length from 1 to order-1; -1 where unseen."""
         past = state.recent.shape[1]
-        text = torch.cat([state.recent, ids], dim=1).numpy()
+        text = torch.cat([state.recent, ids.cpu()], dim=1).numpy()
+        check_ids(text[:, past:], self.vocab_size)
         nodes = text.astype(np.int64)
         levels = [nodes[:, past:]]
         for k in range(1, self.order - 1):
@@ -137,8 +143,14 @@ class NgramModel:
         """Number of the (k+1)-gram of a k-gram and a word, -1 where there is none."""
         keys = self.tables[k].key
         wanted = context * self.vocab_size + word
-        place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-        return np.where(keys[place] == wanted, place, -1)
+        sorting = np.argsort(
+            wanted
+        )  # a search in order walks the table once; at random it misses the cache at every step
+        ordered = wanted[sorting]
+        place = np.minimum(np.searchsorted(keys, ordered), len(keys) - 1)
+        found = np.empty(len(wanted), np.int64)
+        found[sorting] = np.where(keys[place] == ordered, place, -1)
+        return found
 
     def _score(self, contexts: list[Integers], words: Integers) -> NDArray[np.float64]:
         """Log-probability of each word after its contexts, given shortest first."""
@@ -173,14 +185,53 @@ class NgramModel:
 
     @classmethod
     def from_tensors(cls, config: NgramConfig, vocab_size: int, tensors: dict[str, Tensor]) -> Self:
-        """The inverse of ``tensors``."""
-        orders = max(int(name.split("/")[0].removeprefix("order")) for name in tensors if name.startswith("order"))
+        """The inverse of ``tensors``.
+
+        Raises:
+            CheckpointError: the tensors are not those of an n-gram model of this vocabulary and order.
+        """
+        orders = sum(name.endswith("/word") for name in tensors)
+        names = {"boundary"} | {
+            f"order{k}/{name}" for k in range(1, orders + 1) for name in ("first", "word", "log_prob")
+        }
+        names |= {f"order{k}/weight" for k in range(1, orders)}
+        if not orders or names != tensors.keys():
+            raise _foreign("tensors", sorted(tensors)[:6], "order1/word, order1/log_prob, …")
+        if orders > config.order:
+            raise _foreign("orders", orders, f"at most model.order {config.order}")
+        if len(tensors["order1/word"]) != vocab_size:
+            raise _foreign("unigrams", len(tensors["order1/word"]), f"the tokenizer's {vocab_size} entries")
         tables = []
         for k in range(1, orders + 1):
             first, word, log_prob = (tensors[f"order{k}/{name}"].numpy() for name in ("first", "word", "log_prob"))
             weight = tensors.get(f"order{k}/weight")
             tables.append(make_table(first, word, log_prob, None if weight is None else weight.numpy(), vocab_size))
         return cls(config, vocab_size, int(tensors["boundary"][0]), tables)
+
+
+def _foreign(what: str, got: object, allowed: str) -> CheckpointError:
+    return CheckpointError(
+        Problem(
+            where=f"n-gram {what}", what="this checkpoint does not fit the run's config and tokenizer",
+            got=str(got), allowed=allowed, attempt="restore the run's config.yaml and tokenizer.json",
+        )
+    )  # fmt: skip
+
+
+def check_ids(ids: NDArray[Any], vocab_size: int) -> None:
+    """Refuse ids outside the vocabulary, which would otherwise find the n-grams of other words.
+
+    Raises:
+        DataError: naming the first one.
+    """
+    wrong = np.flatnonzero((ids < 0) | (ids >= vocab_size))
+    if len(wrong):
+        raise DataError(
+            Problem(
+                where=f"token {wrong[0]}", what="a token id is outside the vocabulary", got=str(ids.flat[wrong[0]]),
+                allowed=f"0 to {vocab_size - 1}", attempt="use the tokenizer that the text was encoded with",
+            )
+        )  # fmt: skip
 
 
 def make_table(first: Any, word: Any, log_prob: Any, weight: Any, vocab_size: int) -> Table:
@@ -192,9 +243,18 @@ def make_table(first: Any, word: Any, log_prob: Any, weight: Any, vocab_size: in
 def fit_ngram(config: NgramConfig, tokens: NDArray[Any], vocab_size: int, boundary: int) -> NgramModel:
     """Count and smooth a text of documents that each end with ``boundary``.
 
+    Args:
+        config: order and smoothing. A text whose longest document is shorter gives a model of lower order.
+        tokens: ids, 1-d; every id of the vocabulary may be predicted, whether it occurs or not.
+        vocab_size: number of ids. Kneser-Ney's last resort is uniform over them.
+        boundary: the id that ends each document, and opens the first.
+
     Raises:
-        DataError: Kneser-Ney's discounts do not exist for this text.
+        DataError: no tokens, an id outside the vocabulary, or Kneser-Ney's discounts do not exist for this text.
     """
+    if not len(tokens):
+        raise DataError(Problem(where="n-grams", what="there is no text to count", attempt="name some in data.train"))
+    check_ids(np.asarray(tokens), vocab_size)
     counts = count_ngrams(tokens, config.order, vocab_size, boundary)
     probabilities, weights = smooth(config, counts, vocab_size)
     tables = []
