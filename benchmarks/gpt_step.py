@@ -5,8 +5,8 @@
 
 A step is forward, backward and fused AdamW on random ids; dropout 0. First the three are given the same weights and
 must agree on the loss. Then they take turns (ours, nanoGPT, Hugging Face, ours, …), so that whatever else the machine
-does falls on all; a ratio is that of one turn, and the median over turns is reported. Each side runs as its authors would
-run it: under bf16 torch's autocast, under compile the whole model for the peers, every block for us.
+does falls on all; a ratio is that of one turn, and the median over turns is reported. Each side runs as its authors
+would run it: under bf16 torch's autocast, under compile the whole model for the peers, every block for us.
 """
 
 from __future__ import annotations
