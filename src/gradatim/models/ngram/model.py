@@ -1,8 +1,9 @@
 """An n-gram model over the language-model protocol: tables of log-probabilities and weights, looked up with sorts.
 
-The tables form a tree whose edges are words: node (k, i) is the i-th k-gram, its children the (k+1)-grams that continue it.
-A query walks from each shorter context to the longer one; where the word is no child, the weights of the contexts that failed
-multiply the probability in the longest one that knows it (Katz 1987's back-off form, in which interpolated models are stored too).
+The tables form a tree whose edges are words: node (k, i) is the i-th k-gram, its children the (k+1)-grams that continue
+it. A query walks from each shorter context to the longer one; where the word is no child, the weights of the contexts
+that failed multiply the probability in the longest one that knows it (Katz 1987's back-off form, in which interpolated
+models are stored too).
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ class NgramModel:
     # ------------------------------------------------------------------ looking up
 
     def _contexts(self, ids: Tensor, state: NgramState) -> tuple[list[Integers], NgramState]:
-        """For every position the node of the context that ends there, of each length from 1 to order-1; -1 where unseen."""
+        """For every position the node of the context that ends there, of lengths 1 to order-1; -1 where unseen."""
         past = state.recent.shape[1]
         text = torch.cat([state.recent, ids.cpu()], dim=1).numpy()
         check_ids(text[:, past:], self.vocab_size)
@@ -136,16 +137,15 @@ class NgramModel:
             nodes = np.full(text.shape, -1, np.int64)
             nodes[usable] = self._find(k, before[usable], text[usable])
             levels.append(nodes[:, past:])
-        after = NgramState(torch.from_numpy(text[:, len(text[0]) - past :].copy()))
+        after = NgramState(torch.from_numpy(text[:, text.shape[1] - past :].copy()))
         return levels[: self.order - 1], after
 
     def _find(self, k: int, context: Integers, word: Integers) -> Integers:
         """Number of the (k+1)-gram of a k-gram and a word, -1 where there is none."""
         keys = self.tables[k].key
         wanted = context * self.vocab_size + word
-        sorting = np.argsort(
-            wanted
-        )  # a search in order walks the table once; at random it misses the cache at every step
+        # Searched in order, the table is walked once; at random, every step misses the cache.
+        sorting = np.argsort(wanted)
         ordered = wanted[sorting]
         place = np.minimum(np.searchsorted(keys, ordered), len(keys) - 1)
         found = np.empty(len(wanted), np.int64)

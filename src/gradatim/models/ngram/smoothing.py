@@ -1,13 +1,14 @@
 """From counts to probabilities: maximum likelihood, additive, and interpolated modified Kneser-Ney.
 
-Kneser-Ney (Chen and Goodman 1998, section 3) takes a discount D off every count c and gives what it took to shorter contexts,
+Kneser-Ney (Chen and Goodman 1998, section 3) takes a discount D off every count c and gives what it took to shorter
+contexts,
 
     p(w | u) = max(c(uw) - D(c(uw)), 0) / c(u·) + γ(u) p(w | u'),        γ(u) = Σ_i D_i N_i(u·) / c(u·)
 
-with D_1, D_2, D_3+ from the counts of counts of each order. Below the highest order c counts *different words before* a sequence, not
-occurrences, since a short context is asked only when the long one failed. Details follow KenLM's lmplz (Heafield et al. 2013):
-sequences that open a document keep their occurrences (nothing stands before them), ``<s>`` itself is no prediction, and the last shorter
-context is uniform over the vocabulary, the unknown word included.
+with D_1, D_2, D_3+ from the counts of counts of each order. Below the highest order c counts *different words before* a
+sequence, not occurrences, since a short context is asked only when the long one failed. Details follow KenLM's lmplz
+(Heafield et al. 2013): sequences that open a document keep their occurrences (nothing stands before them), ``<s>``
+itself is no prediction, and the last shorter context is uniform over the vocabulary, the unknown word included.
 """
 
 from __future__ import annotations
