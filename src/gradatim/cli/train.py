@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
@@ -30,10 +30,18 @@ def command(recipe: str, directory: Path | None, resume: bool, overrides: dict[s
     if resume and directory is None:
         raise ConfigError(Problem(where="--resume", what="which run is to go on?", attempt="--run DIR --resume"))
 
-    from gradatim.train import train
+    from gradatim.train import Run, train
     from gradatim.train.run_directory import new_directory
 
     directory = directory or new_directory(Path(recipe).stem)
+    if resume and Run(directory).exists:
+        # --steps shortens a warm-up that was not asked for; a run that goes on keeps the one it began with.
+        kept = {
+            name: getattr(Run(directory).config.optimizer, name)
+            for name in ("warmup", "decay_steps")
+            if f"optimizer.{name}" not in overrides
+        }
+        config = replace(config, optimizer=replace(config.optimizer, **kept))
     say(f"run directory: {directory}")
     result = train(config, directory, resume=resume, say=say)
 
