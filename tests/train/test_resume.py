@@ -1,0 +1,225 @@
+"""A run that was stopped continues bit for bit: the same rows, the same weights, whatever step it stopped at."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from gradatim.config.settings import CheckpointConfig, RunConfig
+from gradatim.errors import CheckpointError, ConfigError, LaunchError
+from gradatim.train import Run, train
+from gradatim.train.loop import Trainer
+from gradatim.train.metrics import read_metrics
+
+MakeConfig = Callable[..., RunConfig]
+EXACT = ("step", "loss", "lr", "grad_norm", "tokens", "valid_loss")
+
+
+class Killed(Exception):  # noqa: N818
+    """Stands for a process that is gone."""
+
+
+def kill_before(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    real = Trainer._step
+
+    def mortal(self: Trainer) -> dict[str, Any]:
+        if self.counters.step == step:
+            raise Killed
+        return real(self)
+
+    monkeypatch.setattr(Trainer, "_step", mortal)
+
+
+def rows(directory: Path) -> list[dict[str, Any]]:
+    return [{key: row.get(key) for key in EXACT} for row in read_metrics(directory / "metrics.jsonl")]
+
+
+def weights(directory: Path) -> dict[str, Tensor]:
+    return Run.open(directory).checkpoint("last").tensors()
+
+
+def assert_same(a: Path, b: Path) -> None:
+    assert rows(a) == rows(b)
+    first, second = weights(a), weights(b)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("kind", ["gpt", "lstm", "window"])
+def test_equals_the_run_that_never_stopped(
+    kind: str, make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before steps 3, 4, 7, …, with dropout, accumulation and a carried state; 60 steps are several epochs."""
+    config = make_config(kind, 60 if kind == "lstm" else 12)
+    train(config, tmp_path / "straight")
+    assert len(rows(tmp_path / "straight")) == config.steps
+    if kind == "lstm":
+        saved = weights(tmp_path / "straight")
+        assert any(float(saved[name].abs().sum()) > 0 for name in saved if name.startswith("carry/"))
+    for stop in (1, 3, 4, 7, config.steps - 1):
+        with monkeypatch.context() as patch:
+            kill_before(patch, stop)
+            with pytest.raises(Killed):
+                train(config, tmp_path / "stopped", resume=True)
+    train(config, tmp_path / "stopped", resume=True)
+    assert_same(tmp_path / "straight", tmp_path / "stopped")
+    attempts = [row["attempt"] for row in read_metrics(tmp_path / "stopped" / "metrics.jsonl")]
+    assert attempts == sorted(attempts)
+    assert attempts[-1] > 3
+
+
+def test_several_epochs_are_crossed(make_config: MakeConfig, tmp_path: Path) -> None:
+    trainer_config = make_config("lstm", 60)
+    from gradatim.text.prepare import prepare
+
+    trainer = Trainer(trainer_config, Run(tmp_path), prepare(trainer_config.data), lambda _: None)
+    assert trainer.batches_per_epoch() < 60
+
+
+def test_the_callers_random_numbers_go_on_undisturbed(make_config: MakeConfig, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train(make_config("gpt", 2), tmp_path / "run")
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_equal_whatever_was_drawn_before(make_config: MakeConfig, tmp_path: Path) -> None:
+    for seed, name in ((1, "a"), (2, "b")):
+        torch.manual_seed(seed)
+        train(make_config("gpt", 4), tmp_path / name)
+    assert_same(tmp_path / "a", tmp_path / "b")
+
+
+def test_the_seed_and_the_microbatch_matter_as_they_should(make_config: MakeConfig, tmp_path: Path) -> None:
+    """Another seed is another run; without dropout another microbatch is the same one to rounding."""
+    runs = {"whole": {"layout__microbatch": 6}, "ones": {"layout__microbatch": 1}}
+    runs["seed"] = {"layout__microbatch": 6, "seed": 1}
+    for name, fields in runs.items():
+        train(make_config("gpt", 5, model__dropout=0, precision="fp64", **fields), tmp_path / name)
+    losses = {name: [row["loss"] for row in rows(tmp_path / name)] for name in ("whole", "ones", "seed")}
+    assert losses["whole"] == pytest.approx(losses["ones"], rel=1e-12)
+    assert losses["whole"] != pytest.approx(losses["seed"], rel=1e-3)
+
+
+def test_more_steps_may_be_asked_for_later(make_config: MakeConfig, tmp_path: Path) -> None:
+    constant = {"optimizer__schedule": "constant", "evaluation__every": 100}
+    short, long = make_config("gpt", 4, **constant), make_config("gpt", 8, **constant)
+    train(short, tmp_path / "run")
+    assert train(long, tmp_path / "run", resume=True).step == 8
+    train(long, tmp_path / "straight")
+    after, straight = rows(tmp_path / "run"), rows(tmp_path / "straight")
+    assert [row["loss"] for row in after] == [row["loss"] for row in straight]
+    assert Run.open(tmp_path / "run").config.steps == 8
+
+
+def test_a_finished_run_is_only_reported(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config("gpt", 4)
+    first = train(config, tmp_path / "run")
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    assert train(config, tmp_path / "run", resume=True) == first
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_is_never_overwritten(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config("gpt", 2)
+    train(config, tmp_path / "run")
+    with pytest.raises(ConfigError, match="never overwritten"):
+        train(config, tmp_path / "run")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("precious")
+    with pytest.raises(ConfigError, match="no run"):
+        train(config, tmp_path / "other")
+
+
+def test_changed_settings_are_listed_one_by_one(make_config: MakeConfig, tmp_path: Path) -> None:
+    train(make_config("gpt", 2), tmp_path / "run")
+    changed = make_config("gpt", 2, seed=3, model__d_ff=64, global_batch=9, optimizer__lr=0.5)
+    with pytest.raises(CheckpointError) as caught:
+        train(changed, tmp_path / "run", resume=True)
+    found = {problem.where.split(": ")[-1]: (problem.got, problem.allowed) for problem in caught.value.problems}
+    assert found == {
+        "seed": ("3", "0"), "model.d_ff": ("64", "32"), "global_batch": ("9", "6"), "optimizer.lr": ("0.5", "0.01"),
+    }  # fmt: skip
+    allowed = replace(make_config("gpt", 2), checkpoint=CheckpointConfig(every=7, keep=5), max_skipped_steps=3)
+    assert train(allowed, tmp_path / "run", resume=True).step == 2
+
+
+def test_another_text_is_refused(make_config: MakeConfig, tmp_path: Path) -> None:
+    own = tmp_path / "own.txt"
+    own.write_text("the more i read\n" * 40, encoding="utf-8")
+    config = make_config("gpt", 2, data__train=own)
+    train(config, tmp_path / "run")
+    own.write_text("the more i like\n" * 40, encoding="utf-8")
+    with pytest.raises(CheckpointError, match="text or its tokenizer has changed"):
+        train(config, tmp_path / "run", resume=True)
+
+
+def test_early_stop_and_best(make_config: MakeConfig, tmp_path: Path) -> None:
+    """A rate far too high never improves on its first evaluation for long."""
+    config = make_config(
+        "gpt", 60, optimizer__lr=3.0, optimizer__clip="null", evaluation__every=1, evaluation__patience=2
+    )
+    result = train(config, tmp_path / "run")
+    assert result.step < 60
+    losses = [row["valid_loss"] for row in rows(tmp_path / "run")]
+    assert result.best_valid_loss == min(losses)
+    assert result.step - 1 - losses.index(min(losses)) == 2
+    best = Run.open(tmp_path / "run").checkpoint("best")
+    assert best.manifest.valid_loss == min(losses)
+    assert train(config, tmp_path / "run", resume=True).step == result.step
+
+
+def test_a_saved_model_judges_as_it_did_in_training(make_config: MakeConfig, tmp_path: Path) -> None:
+    from gradatim.evaluate.likelihood import log_probs
+    from gradatim.text.prepare import prepare
+
+    for kind in ("gpt", "lstm", "window", "bigram"):
+        config = make_config(kind, 4)
+        result = train(config, tmp_path / kind)
+        run = Run.open(tmp_path / kind)
+        valid = prepare(config.data).valid
+        assert valid is not None
+        rows_ = 1 if kind == "bigram" else 16
+        found = log_probs(run.model("last"), valid.tokens, run.tokenizer.boundary, config.context, rows_)
+        assert -found.mean() == pytest.approx(result.valid_loss, rel=1e-6)
+
+
+def test_ngrams_have_the_same_run_directory(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config("bigram")
+    result = train(config, tmp_path / "run")
+    assert (result.step, result.loss, result.mfu) == (1, None, None)
+    assert result.valid_loss is not None
+    (row,) = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert row.keys() >= {"step", "loss", "lr", "grad_norm", "tokens", "tokens_per_second", "seconds", "attempt"}
+    assert train(config, tmp_path / "run", resume=True) == result
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names >= {"config.yaml", "env.json", "metrics.jsonl", "tokenizer.json", "checkpoints", "logs"}
+
+
+def test_two_processes_cannot_train_one_run(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config("gpt", 2)
+    with Run(tmp_path / "run").locked(), pytest.raises(LaunchError, match="another process") as caught:
+        train(config, tmp_path / "run", resume=True)
+    assert "pid" in caught.value.problems[0].got
+    assert train(config, tmp_path / "run", resume=True).step == 2  # and a lock file that nobody holds is no lock
+
+
+def test_bf16_keeps_float32_weights(make_config: MakeConfig, tmp_path: Path) -> None:
+    result = train(make_config("gpt", 6, precision="bf16"), tmp_path / "run")
+    assert result.loss is not None
+    assert {tensor.dtype for tensor in weights(tmp_path / "run").values()} == {torch.float32}
+
+
+def test_environment_is_written_down(make_config: MakeConfig, tmp_path: Path) -> None:
+    train(make_config("gpt", 2), tmp_path / "run")
+    found = json.loads((tmp_path / "run" / "env.json").read_text())
+    assert torch.__version__.startswith(found["packages"]["torch"].split("+")[0])
+    assert found.keys() >= {"python", "machine", "processor", "cores", "threads", "command", "git"}
