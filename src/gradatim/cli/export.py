@@ -24,9 +24,9 @@ def command(run: Path, directory: Path, form: str, checkpoint: str, as_json: boo
 
     opened, model = open_run(run, checkpoint)
     if not isinstance(model, NgramModel):
-        raise ConfigError(Problem(where=str(run), what="only n-grams fit into an ARPA file", got=opened.config.model.kind,
-                                  allowed="a run of kind ngram", attempt="gradatim train ngram"))  # fmt: skip
-    directory.mkdir(parents=True, exist_ok=True)
+        what, attempt = "only n-grams fit into an ARPA file", "gradatim train ngram"
+        got = f"a model of kind {opened.config.model.kind}"
+        raise ConfigError(Problem(where=str(run), what=what, got=got, allowed="kind ngram", attempt=attempt))
     path = directory / "model.arpa"
     write_arpa(model, opened.tokenizer, path)
     opened.tokenizer.save(directory / "tokenizer.json")

@@ -1,8 +1,8 @@
 """``gradatim ngrams FILE``: count word sequences and show what follows what, as the talk's first table does.
 
-Words are lower-cased, punctuation is dropped, and there are no marks for beginning or end. Contexts stand in the order of their first
-appearance, the words after each by count and then by the alphabet. Plain dictionaries: this is the first page of the
-course, and wants no library.
+Words are lower-cased, punctuation is dropped, and there are no marks for beginning or end. Contexts stand in the order
+of their first appearance, the words after each by count and then by the alphabet. Plain dictionaries: this is the first
+page of the course, and wants no library.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from gradatim.cli.output import Table, Verb, emit, json_option
+from gradatim.cli.output import Table, Verb, emit, json_option, say
 from gradatim.errors import DataError, Problem
 from gradatim.text.words import split_words
 
@@ -49,7 +49,10 @@ def command(file: str, order: int, top: int | None, as_json: bool) -> None:
         raise DataError(
             Problem(where=file, what=f"the text cannot be read ({error.strerror})", attempt="check the path")
         ) from None
-    rows = maximum_likelihood(split_words(raw.decode("utf-8", "replace"), lowercase=True), order)
+    text = raw.decode("utf-8-sig", "replace")
+    if "\ufffd" in text:
+        say(f"{file}: {text.count(chr(0xFFFD)):,} characters are not valid UTF-8; words end there")
+    rows = maximum_likelihood(split_words(text, lowercase=True), order)
     if not rows:
         raise DataError(
             Problem(

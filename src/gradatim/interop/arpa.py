@@ -1,13 +1,14 @@
-"""ARPA files, the text format that n-gram toolkits exchange (KenLM, SRILM, IRSTLM).
+r"""ARPA files, the text format that n-gram toolkits exchange (KenLM, SRILM, IRSTLM).
 
-    \\data\\                       log₁₀ probability ⇥ words separated by spaces ⇥ log₁₀ back-off weight
+    \data\                       log₁₀ probability ⇥ words separated by spaces ⇥ log₁₀ back-off weight
     ngram 1=…                    one section an order, weights absent at the highest
-    \\1-grams:                    <s>, </s> and <unk> are words like others; our boundary is both of the former
+    \1-grams:                    <s>, </s> and <unk> are words like others; our boundary is both of the former
     …
-    \\end\\
+    \end\
 
-Words may hold no white space, so tokens are written in the alphabet of tokenizer.json (byte pairs: GPT-2's printable bytes), and
-characters that are white space, ``%`` and our own specials are percent-encoded.
+Words may hold no white space, so tokens are written in the alphabet of tokenizer.json (byte pairs: GPT-2's printable
+bytes), white space and the names of special words percent-encoded. A word of running text stays as it is, unless it
+looks percent-encoded itself: toolkits score text with our files without knowing of this.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 from urllib.parse import quote, unquote
@@ -22,7 +24,7 @@ from urllib.parse import quote, unquote
 import numpy as np
 
 from gradatim.config.settings import DataConfig, NgramConfig, RunConfig, TokenizerConfig
-from gradatim.errors import DataError, Problem
+from gradatim.errors import DataError, LaunchError, Problem
 from gradatim.models.ngram.model import NgramModel, make_table
 from gradatim.text.tokenizer import Tokenizer, load_tokenizer
 from gradatim.text.vocabulary import train_tokenizer
@@ -31,7 +33,10 @@ START, END, UNK = "<s>", "</s>", "<unk>"
 NEVER = -99.0
 """What toolkits write for log₁₀ of zero."""
 LN10 = math.log(10.0)
-_AWKWARD = re.compile(r"[\s%]")
+Grams = dict[tuple[int, ...], tuple[float, float]]
+"""Log-probability and weight, in nats, of every n-gram of one order."""
+_AWKWARD = re.compile(r"[\s\0]|%(?=[0-9A-Fa-f]{2})")
+_SPECIAL = (START, END, UNK, "<UNK>")  # KenLM takes the last for unknown, too
 
 
 def write_arpa(model: NgramModel, tokenizer: Tokenizer, path: Path) -> None:
@@ -39,47 +44,71 @@ def write_arpa(model: NgramModel, tokenizer: Tokenizer, path: Path) -> None:
 
     Raises:
         DataError: additive smoothing, whose unseen words share a uniform rest, has no back-off form.
+        LaunchError: the file cannot be written.
     """
     if model.config.smoothing == "additive":
-        raise DataError(Problem(where=str(path), what="additive smoothing has no back-off form, so ARPA cannot hold it",
-                                allowed="kneser-ney or mle", attempt="train with --model.smoothing kneser-ney"))  # fmt: skip
-    names = [escape(tokenizer.engine.id_to_token(i)) for i in range(model.vocab_size)]
+        what = "additive smoothing has no back-off form, so ARPA cannot hold it"
+        attempt = "train with --model.smoothing kneser-ney"
+        raise DataError(Problem(where=str(path), what=what, allowed="kneser-ney or mle", attempt=attempt))
+    names = token_names(tokenizer)
     names[model.boundary] = END
     if tokenizer.unknown is not None:
         names[tokenizer.unknown] = UNK
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8", newline="\n") as file:
-        _write(file, model, names)
-    partial.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("w", encoding="utf-8", newline="\n") as file:
+            _write(file, model, names)
+        partial.replace(path)
+    except OSError as error:
+        what = f"the file cannot be written ({error.strerror})"
+        with suppress(OSError):
+            partial.unlink()
+        raise LaunchError(Problem(where=str(path), what=what, attempt="choose another place")) from None
 
 
 def _write(file: TextIO, model: NgramModel, names: list[str]) -> None:
     sizes = [len(table.word) for table in model.tables]
     sizes[0] += 1  # <s>
     file.write("\\data\\\n" + "".join(f"ngram {k}={size}\n" for k, size in enumerate(sizes, start=1)))
-    # What each k-gram reads as when it stands before another word: there the boundary is <s>.
-    before: list[str] = []
+    before: list[str] = []  # what each shorter k-gram reads as in front of another word
     for k, table in enumerate(model.tables, start=1):
         file.write(f"\n\\{k}-grams:\n")
         context = np.repeat(np.arange(len(table.first) - 1), np.diff(table.first)).tolist()
-        words, weights = table.word.tolist(), [] if table.weight is None else table.weight.tolist()
+        words = table.word.tolist()
         texts = [names[w] if k == 1 else f"{before[c]} {names[w]}" for c, w in zip(context, words, strict=True)]
-        for i, (text, log_prob) in enumerate(zip(texts, table.log_prob.tolist(), strict=True)):
-            opens = k == 1 and words[i] == model.boundary
-            if opens:  # one id, two roles: its weight as a context is <s>'s
-                file.write(f"0\t{START}\t{_decimal(weights[i]) if weights else 0}\n")
-            weight = (
-                f"\t{_decimal(weights[i])}"
-                if weights and not opens and words[i] != model.boundary
-                else "\t0"
-                if weights
-                else ""
-            )
-            file.write(f"{_decimal(log_prob)}\t{text}{weight}\n")
-        before = texts
-        if k == 1:
-            before = [START if w == model.boundary else t for w, t in zip(words, texts, strict=True)]
+        weights = [""] * len(words)
+        if table.weight is not None:
+            # What ends in the boundary is nobody's context; the weight of its unigram is that of <s>.
+            weights = [
+                "\t0" if w == model.boundary else f"\t{_decimal(x)}" for w, x in zip(words, table.weight.tolist())
+            ]
+            if k == 1:
+                file.write(f"0\t{START}\t{_decimal(float(table.weight[model.boundary]))}\n")
+        elif k == 1:
+            file.write(f"0\t{START}\n")
+        # Rounding may lift a probability above 1, which KenLM refuses.
+        probabilities = np.minimum(table.log_prob, 0.0).tolist()
+        rows = zip(probabilities, texts, weights, strict=True)
+        file.writelines(f"{_decimal(log_prob)}\t{text}{weight}\n" for log_prob, text, weight in rows)
+        before = texts if k > 1 else [START if w == model.boundary else t for w, t in zip(words, texts, strict=True)]
     file.write("\n\\end\\\n")
+
+
+def token_names(tokenizer: Tokenizer) -> list[str]:
+    """Every token as a word of an ARPA file, by id.
+
+    Raises:
+        DataError: an id has no token, or an empty one.
+    """
+    tokens = [tokenizer.engine.id_to_token(i) or "" for i in range(tokenizer.vocab_size)]
+    empty = [i for i, token in enumerate(tokens) if not token]
+    if empty:
+        what = "an ARPA file cannot hold an empty token"
+        raise DataError(
+            Problem(where="tokenizer.json", what=what, got=f"id {empty[0]}", attempt="train another tokenizer")
+        )
+    return [escape(token) for token in tokens]
 
 
 def _decimal(natural: float) -> str:
@@ -87,9 +116,9 @@ def _decimal(natural: float) -> str:
 
 
 def escape(token: str) -> str:
-    """A token without white space; ``unescape`` inverts it."""
+    """A token as a word without white space, never that of a special one; ``unescape`` inverts it."""
     text = _AWKWARD.sub(lambda found: quote(found[0], safe=""), token)
-    return quote(text[0], safe="").replace("<", "%3C") + text[1:] if text in (START, END, UNK) else text
+    return quote(text[0], safe="") + text[1:] if text in _SPECIAL else text
 
 
 def unescape(word: str) -> str:
@@ -103,12 +132,11 @@ def unescape(word: str) -> str:
 def read_words(path: Path) -> list[str]:
     """The unigrams of an ARPA file in its order, for making a tokenizer; without ``<s> </s> <unk>``."""
     words = []
-    with path.open(encoding="utf-8") as file:
-        for k, _, columns in _rows(path, file):
-            if k > 1:
-                break
-            words.append(columns[1])
-    return [word for word in words if word not in (START, END, UNK)]
+    for k, _, columns in _rows(path):
+        if k > 1:
+            break
+        words.append(columns[1])
+    return [word for word in words if word not in _SPECIAL]
 
 
 def read_arpa(path: Path, ids: dict[str, int], vocab_size: int, boundary: int, unknown: int | None) -> NgramModel:
@@ -117,40 +145,55 @@ def read_arpa(path: Path, ids: dict[str, int], vocab_size: int, boundary: int, u
     Raises:
         DataError: with file and line, for anything that is not ARPA.
     """
-    ids = {**ids, START: boundary, END: boundary} | ({} if unknown is None else {UNK: unknown})
-    collected: list[dict[tuple[int, ...], tuple[float, float]]] = []
-    with path.open(encoding="utf-8") as file:
-        for k, line, columns in _rows(path, file):
-            while len(collected) < k:
-                collected.append({})
-            words = columns[1].split(" ")
-            if len(words) != k:
-                raise _wrong(path, line, f"{len(words)} words in the section of {k}-grams", columns[1])
-            if k == 1 and words == [UNK] and unknown is None:  # every text has tokens here, nothing is unknown
-                continue
-            missing = [word for word in words if word not in ids]
-            if missing:
-                raise _wrong(path, line, "a word that is no unigram", missing[0])
-            log_prob, weight = float(columns[0]) * LN10, float(columns[2]) * LN10 if len(columns) > 2 else 0.0
-            gram = tuple(ids[word] for word in words)
-            held = collected[k - 1].get(gram)
-            if k == 1 and gram[0] == boundary:  # </s> gives the probability, <s> the weight
-                held = held or (0.0, 0.0)
-                collected[0][gram] = (held[0], weight) if words[0] == START else (log_prob, held[1])
-                continue
-            collected[k - 1][gram] = (log_prob, weight)
+    ids = {**ids, START: boundary, END: boundary}
+    if unknown is not None:
+        ids |= {UNK: unknown, "<UNK>": unknown}
+    collected: list[Grams] = []
+    marks: set[str] = set()
+    for k, line, columns in _rows(path):
+        while len(collected) < k:
+            collected.append({})
+        words = columns[1].split(" ")
+        if len(words) != k:
+            raise _wrong(path, line, f"{len(words)} words in the section of {k}-grams", columns[1])
+        if unknown is None and UNK in words:  # every text has tokens here: nothing is unknown
+            continue
+        missing = [word for word in words if word not in ids]
+        if missing:
+            raise _wrong(path, line, "a word that is no unigram of this vocabulary", missing[0])
+        if START in words[1:] or END in words[:-1]:
+            raise _wrong(path, line, f"{START} can only stand first and {END} only last", columns[1])
+        log_prob, weight = _natural(columns[0]), _natural(columns[2]) if len(columns) > 2 else 0.0
+        if log_prob > 0:
+            raise _wrong(path, line, "a probability above 1", columns[0])
+        gram, grams = tuple(ids[word] for word in words), collected[k - 1]
+        if k == 1 and words[0] in (START, END):  # </s> gives the probability, <s> the weight
+            seen, held = words[0] in marks, grams.get(gram, (-math.inf, 0.0))
+            marks.add(words[0])
+            grams[gram] = (held[0], weight) if words[0] == START else (log_prob, held[1])
+        else:
+            seen = gram in grams
+            grams[gram] = (log_prob, weight)
+        if seen:
+            raise _wrong(path, line, "the same n-gram a second time", columns[1])
+    if not collected:
+        raise DataError(Problem(where=str(path), what="this ARPA file holds no n-grams"))
     return _build(path, collected, vocab_size, boundary)
 
 
-def _build(
-    path: Path, collected: list[dict[tuple[int, ...], tuple[float, float]]], vocab_size: int, boundary: int
-) -> NgramModel:
-    """Tables from {(ids): (log-probability, weight)} of each order."""
+def _natural(log10: str) -> float:
+    value = float(log10)
+    return value * LN10 if value > NEVER else -math.inf
+
+
+def _build(path: Path, collected: list[Grams], vocab_size: int, boundary: int) -> NgramModel:
+    """Tables from the n-grams of each order."""
     tables = []
-    parents = {(i,): i for i in range(vocab_size)}
+    parents: dict[tuple[int, ...], int] = {(i,): i for i in range(vocab_size)}
+    rows: list[tuple[tuple[int, ...], int, float, float]]
     for k, grams in enumerate(collected, start=1):
         if k == 1:
-            rows = [((i,), 0, *grams.get((i,), (NEVER * LN10, 0.0))) for i in range(vocab_size)]
+            rows = [((i,), 0, *grams.get((i,), (-math.inf, 0.0))) for i in range(vocab_size)]
         else:
             orphans = [gram for gram in grams if gram[:-1] not in parents]
             if orphans:
@@ -172,38 +215,51 @@ def _build(
     return NgramModel(NgramConfig(order=len(collected), smoothing="kneser-ney"), vocab_size, boundary, tables)
 
 
-def _rows(path: Path, file: TextIO) -> Iterator[tuple[int, int, list[str]]]:
-    """(order, line number, columns) of every n-gram; the header's numbers must agree with what follows."""
+def _rows(path: Path) -> Iterator[tuple[int, int, list[str]]]:
+    """(order, line number, columns) of every n-gram; the header's numbers must agree with what follows.
+
+    Raises:
+        DataError: the file cannot be read, is not ARPA, or not whole.
+    """
     promised: dict[int, int] = {}
     found: dict[int, int] = {}
-    section, ended = -1, False
+    section, number = -1, 0
     try:
-        for number, raw in enumerate(file, start=1):
-            line = raw.strip("\n\r")
-            if not line.strip() or section < 0:
-                if line.strip() == "\\data\\":
-                    section = 0
-                continue
-            if line == "\\end\\":
-                ended = True
-                break
-            if heading := _HEADING.fullmatch(line):
-                section = int(heading[1])
-                found[section] = 0
-            elif section == 0 and (size := _SIZE.fullmatch(line)):
-                promised[int(size[1])] = int(size[2])
-            else:
-                columns = line.split("\t")
-                if section == 0 or len(columns) not in (2, 3) or not _is_number(columns[0], *columns[2:]):
-                    raise _wrong(path, number, "this is no n-gram", line[:60])
-                found[section] += 1
-                yield section, number, columns
+        with path.open(encoding="utf-8", newline="\n") as file:
+            for number, raw in enumerate(file, start=1):
+                line = raw.rstrip("\r\n")
+                if section < 0 or not line.strip():
+                    section = 0 if line.strip() == "\\data\\" else section
+                elif line.rstrip() == "\\end\\":
+                    if promised != found:
+                        raise _not_whole(path, number, str(found), str(promised))
+                    return
+                elif heading := _HEADING.fullmatch(line.rstrip()):
+                    if int(heading[1]) != section + 1:
+                        raise _not_whole(path, number, line, f"\\{section + 1}-grams:")
+                    section += 1
+                    found[section] = 0
+                elif section == 0 and (size := _SIZE.fullmatch(line.rstrip())):
+                    promised[int(size[1])] = int(size[2])
+                else:
+                    columns = line.split("\t")
+                    if section == 0 or len(columns) not in (2, 3) or not _is_number(columns[0], *columns[2:]):
+                        raise _wrong(path, number, "this is no n-gram", line[:60])
+                    found[section] += 1
+                    yield section, number, columns
     except UnicodeDecodeError as error:
-        raise DataError(Problem(where=str(path), what=f"this is not UTF-8 text ({error.reason})")) from None
-    if not ended or promised != found:
-        got = f"{found}, {'ended' if ended else 'no end mark'}"
-        raise DataError(Problem(where=str(path), what="this is not a whole ARPA file", got=got, allowed=f"{promised} and \\end\\",
-                                attempt="copy or write the file again"))  # fmt: skip
+        raise DataError(
+            Problem(where=f"{path}:{number + 1}", what=f"this is not UTF-8 text ({error.reason})")
+        ) from None
+    except OSError as error:
+        raise DataError(Problem(where=str(path), what=f"the file cannot be read ({error.strerror})")) from None
+    raise _not_whole(path, number, "no \\end\\" if section >= 0 else "no \\data\\", f"{promised or 'header'}, \\end\\")
+
+
+def _not_whole(path: Path, line: int, got: str, allowed: str) -> DataError:
+    what = "this is not a whole ARPA file"
+    attempt = "copy or write the file again"
+    return DataError(Problem(where=f"{path}:{line}", what=what, got=got, allowed=allowed, attempt=attempt))
 
 
 _HEADING = re.compile(r"\\(\d+)-grams:")
@@ -235,18 +291,20 @@ def import_arpa(path: Path, directory: Path, tokenizer_path: Path | None = None)
     """
     from gradatim.train.checkpoint import save_checkpoint
     from gradatim.train.manifest import Manifest
-    from gradatim.train.run_directory import MODEL, Run, config_error_existing, training_hash
+    from gradatim.train.run_directory import MODEL, Run, config_error_existing, config_error_foreign, training_hash
 
     if Run(directory).exists:
         raise config_error_existing(directory)
-    words = read_words(path)
+    if Run(directory).foreign:
+        raise config_error_foreign(directory)
     if tokenizer_path is not None:
         tokenizer = load_tokenizer(tokenizer_path)
-        ids = {escape(tokenizer.engine.id_to_token(i)): i for i in range(tokenizer.vocab_size)}
+        ids = {name: i for i, name in enumerate(token_names(tokenizer))}
     else:
-        tokenizer = train_tokenizer(TokenizerConfig(kind="word", vocab_size=None), [" ".join(map(unescape, words))])
-        ids = {escape(token): number for token, number in tokenizer.engine.get_vocab(with_added_tokens=False).items()}
-        ids |= {word: ids[escape(unescape(word))] for word in words if escape(unescape(word)) in ids}
+        words = read_words(path)
+        known = set(words)
+        tokenizer = train_tokenizer(TokenizerConfig(kind="word", vocab_size=None), [" ".join(words)])
+        ids = {word: i for word, i in tokenizer.engine.get_vocab(with_added_tokens=False).items() if word in known}
     model = read_arpa(path, ids, tokenizer.vocab_size, tokenizer.boundary, tokenizer.unknown)
     config = RunConfig(model=model.config, data=DataConfig(train=(str(path),), document="line"))
     run = Run.create(directory, config, tokenizer)

@@ -143,6 +143,8 @@ class NgramModel:
     def _find(self, k: int, context: Integers, word: Integers) -> Integers:
         """Number of the (k+1)-gram of a k-gram and a word, -1 where there is none."""
         keys = self.tables[k].key
+        if not len(keys):  # a pruned ARPA file may hold no n-grams of some order
+            return np.full(len(word), -1)
         wanted = context * self.vocab_size + word
         # Searched in order, the table is walked once; at random, every step misses the cache.
         sorting = np.argsort(wanted)
