@@ -105,9 +105,11 @@ class NgramModel:
     def __call__(self, ids: Int[Tensor, "b t"], state: NgramState) -> tuple[Float[Tensor, "b t v"], NgramState]:
         """Log-probabilities of all next words, context by context from the shortest."""
         contexts, after = self._contexts(ids, state)
-        levels = [level.ravel() for level in contexts]
+        places = (
+            np.stack([level.ravel() for level in contexts], 1) if contexts else np.empty((ids.numel(), 0), np.int64)
+        )
         rows = np.repeat(self.tables[0].log_prob.astype(np.float64)[None], ids.numel(), 0)
-        for row, place in zip(rows, zip(*levels, strict=True), strict=True):
+        for row, place in zip(rows, places, strict=True):
             for k, node in enumerate(place, start=1):
                 if node < 0:
                     continue
