@@ -1,8 +1,9 @@
 """Modified Kneser-Ney against KenLM: the same perplexities, and how long they take.
 
-Every cell of the table is computed by us and, with ``--kenlm``, by KenLM's lmplz and query in the same run, from the same words; beside
-them stands the published figure. Then both count and smooth 1.34 million words at order 5, as whole processes in turn, from the text to a
-saved model; and both score its test text (KenLM through its own Python module, ``--kenlm-python``).
+Every cell of the table is computed by us and, with ``--kenlm``, by KenLM's lmplz and query in the same run, from
+the same words; beside them stands the published figure. Then both count and smooth 1.34 million words at order 5,
+as whole processes in turn, from the text to a saved model; and both score its test text (KenLM through its own
+Python module, ``--kenlm-python``).
 
     python benchmarks/kenlm_parity.py --kenlm BUILD/bin --kenlm-python PYTHON_WITH_KENLM
 """
@@ -21,15 +22,18 @@ from collections import Counter
 from math import exp
 from pathlib import Path
 
-import common
 import numpy as np
+
+import common
 
 PUBLISHED = {
     ("multi30k en", "test_2016"): {2: 46.082, 3: 37.030, 4: 35.757, 5: 35.800},
     ("multi30k en", "val"): {2: 46.783, 3: 37.427, 4: 36.021, 5: 36.121},
     ("multi30k fr", "test_2016"): {2: 33.789, 3: 23.380, 4: 22.319, 5: 22.294},
     ("movie_reviews", "test"): {2: 177.66, 3: 145.76, 4: 139.72, 5: 138.84},
-    ("tinyshakespeare characters", "valid"): {2: exp(2.4835), 3: exp(2.0382), 4: exp(1.7191), 5: exp(1.5613), 6: exp(1.5227)},
+    ("tinyshakespeare characters", "valid"): {
+        order: exp(nats) for order, nats in {2: 2.4835, 3: 2.0382, 4: 1.7191, 5: 1.5613, 6: 1.5227}.items()
+    },
 }  # fmt: skip
 SPACES = {" ": "<sp>", "\n": "<nl>"}
 
@@ -59,7 +63,7 @@ def lines(path: Path) -> list[str]:
     return [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
 
 
-def fit(train: list[str], order: int):  # noqa: ANN201 - benchmark
+def fit(train: list[str], order: int):
     """Tokenizer and model of lines of words."""
     from gradatim.config.settings import NgramConfig, TokenizerConfig
     from gradatim.models.ngram import fit_ngram
@@ -72,7 +76,7 @@ def fit(train: list[str], order: int):  # noqa: ANN201 - benchmark
     )
 
 
-def encode(tokenizer, part: list[str]) -> np.ndarray:  # noqa: ANN001
+def encode(tokenizer, part: list[str]) -> np.ndarray:
     end = np.array([tokenizer.boundary])
     return np.concatenate([piece for ids in tokenizer.encode_batch(part) for piece in (ids, end)])
 
@@ -207,7 +211,8 @@ def timing(options: argparse.Namespace, folder: Path, train: list[str], test: li
             with train_path.open("rb") as file:
                 subprocess.run(command, stdin=file, check=True, stderr=subprocess.DEVNULL)
             theirs.append(time.perf_counter() - started)
-    text = f"\n\nMovie reviews, {sum(len(line.split()) for line in train):,} words, order 5, from text to saved model: ours {common.spread(ours)} s"
+    words = sum(len(line.split()) for line in train)
+    text = f"\n\nMovie reviews, {words:,} words, order 5, from text to saved model: ours {common.spread(ours)} s"
     text += f" (imports not counted), peak {facts['peak_gib']:.2f} GiB"
     if theirs:
         ratios = [a / b for a, b in zip(ours, theirs)]

@@ -20,8 +20,9 @@ import tempfile
 import time
 from pathlib import Path
 
-import common
 import numpy as np
+
+import common
 
 NANOGPT_CPU = [
     "config/train_shakespeare_char.py", "--device=cpu", "--compile=False", "--eval_iters=20", "--log_interval=250",
@@ -125,11 +126,13 @@ def main() -> None:
     if theirs:
         ratios = [a[0] / b[0] for a, b in zip(ours, theirs)]
         body += (
-            f"\n\nWall time ours / nanoGPT, paired: {common.spread(ratios)}; nats ours {common.spread([a[1] for a in ours])},"
+            f"\n\nWall time ours / nanoGPT, paired: {common.spread(ratios)};"
+            f" nats ours {common.spread([a[1] for a in ours])},"
             f" nanoGPT {common.spread([b[1] for b in theirs])} on the whole split"
             f" (its own estimate on 20 random batches: {common.spread(estimates)})."
         )
-    body += "\n\nA 6-gram with modified Kneser-Ney reaches 1.523 nats in seconds: a network that does not beat it has not earned its rung."
+    body += "\n\nA 6-gram with modified Kneser-Ney reaches 1.523 nats in seconds:"
+    body += " a network that does not beat it has not earned its rung."
     common.write_result("shakespeare_char", "tinyshakespeare, characters", body)
 
 

@@ -35,14 +35,16 @@ from gradatim.cli.output import Verb, emit, json_option, say
 @click.option("--checkpoint", default="best", show_default=True, help="best, last, or a step.")
 @json_option
 def command(
-    run: Path, prompt: str, max_new: int, beams: int, length_penalty: float, temperature: float | None, top_k: int | None,
-    top_p: float | None, min_p: float | None, repetition_penalty: float, n: int, seed: int, stop: tuple[str, ...],
+    run: Path, prompt: str, max_new: int, beams: int, length_penalty: float, temperature: float | None,
+    top_k: int | None, top_p: float | None, min_p: float | None, repetition_penalty: float, n: int, seed: int,
+    stop: tuple[str, ...],
     checkpoint: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Complete PROMPT with the model of RUN: greedily, by sampling, or by beam search."""
     from gradatim.errors import ConfigError, Problem
 
-    asked = [name for name, value in (("--temperature", temperature), ("--top-k", top_k), ("--top-p", top_p), ("--min-p", min_p)) if value is not None]  # fmt: skip
+    filters = {"--temperature": temperature, "--top-k": top_k, "--top-p": top_p, "--min-p": min_p}
+    asked = [name for name, value in filters.items() if value is not None]
     problems = []
     if beams > 1 and asked:
         problems.append(Problem(where=", ".join(asked), what="beam search does not sample", attempt="leave out either"))

@@ -1,10 +1,11 @@
 """Beam search: the likeliest completions, several at a time, with a stop that is provably right.
 
-A finished hypothesis of n tokens and log-probability s is worth s / n^α (length normalisation; α = 0 compares sums, α = 1 means). A
-beam that ends gives up its place, so one beam is greedy decoding and the search ends when all have. It may end sooner: a live
-hypothesis can only lose, since its sum never rises and dividing it by the largest length L it may reach is the best that can happen to
-a negative number. Once the wanted number of hypotheses is finished and the worst of them is worth at least s / L^α for the best live s,
-no live one can enter. (Stopping when the likeliest beam ends, as is often done, is wrong for α > 0.)
+A finished hypothesis of n tokens and log-probability s is worth s / n^α (length normalisation; α = 0 compares sums,
+α = 1 means). A beam that ends gives up its place, so one beam is greedy decoding and the search ends when all have.
+It may end sooner: a live hypothesis can only lose, since its sum never rises and dividing it by the largest length
+L it may reach is the best that can happen to a negative number. Once the wanted number of hypotheses is finished
+and the worst of them is worth at least s / L^α for the best live s, no live one can enter. (Stopping when the
+likeliest beam ends, as is often done, is wrong for α > 0.)
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Finished:
 
 def worth(total: float, length: int, alpha: float) -> float:
     """A log-probability normalised by length."""
-    return total / max(1, length) ** alpha
+    return float(total / max(1, length) ** alpha)
 
 
 @torch.no_grad()
@@ -59,8 +60,8 @@ def beam_search(
 ) -> tuple[list[Completion], int]:
     """The ``n_best`` (default ``beams``) likeliest completions found, best first, and dropped prompt tokens.
 
-    A completion ends with the boundary or after ``max_new`` tokens. With as many beams as there are texts of that length it is
-    exhaustive.
+    A completion ends with the boundary or after ``max_new`` tokens. With as many beams as there are texts of that
+    length it is exhaustive.
     """
     reader, log_probs = read_prompt(model, tokenizer, prompt)
     prefix = reader.ids.shape[1]

@@ -21,7 +21,8 @@ class Completion:
     text: str
     """What follows the prompt, up to the end of the document, a stop string or the limit."""
     log_probability: float
-    """Sum over the completion's tokens, the closing boundary included where it was reached, under the model itself (not the filters)."""
+    """Sum over the completion's tokens, the closing boundary included where it was reached, under the model itself (not
+the filters)."""
     tokens: int
     """Tokens generated, the boundary included."""
     ended: bool

@@ -67,7 +67,7 @@ class Reader:
 def read_prompt(
     model: LanguageModel, tokenizer: Tokenizer, prompt: str, rows: int = 1
 ) -> tuple[Reader, Float[Tensor, "b v"]]:
-    """A reader that has read a prompt (the empty one is the start of a document), and the distribution of what follows."""
+    """A reader that has read a prompt (the empty one opens a document), and the distribution of what follows."""
     ids = torch.tensor([[tokenizer.boundary, *tokenizer.encode(prompt)]] * rows, device=model_device(model))
     reader = Reader(model, ids)
     return reader, reader.begin()

@@ -1,7 +1,7 @@
 """Choosing the next token from a distribution: greedy, temperature, top-k, top-p, min-p, repetition penalty.
 
-Random numbers are a function of (seed, row, position): no generator is carried along, so what one row draws does not depend on
-which other rows are in the batch or on how the work was cut up.
+Random numbers are a function of (seed, row, position): no generator is carried along, so what one row draws does
+not depend on which other rows are in the batch or on how the work was cut up.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Sampling:
     temperature: float = 0.0
     """0 takes the likeliest token; 1 the model's own distribution; above 1 flatter."""
     repetition_penalty: float = 1.0
-    """Log-probabilities of tokens that have occurred are multiplied by this (Keskar et al. 2019); the boundary's never."""
+    """Log-probabilities of tokens that occurred are multiplied by this (Keskar et al. 2019), the boundary's never."""
     top_k: int | None = None
     """Only the k likeliest (Fan et al. 2018)."""
     top_p: float | None = None
@@ -88,8 +88,8 @@ def choose(
         boundary: an id that it never applies to.
     """
     if sampling.repetition_penalty != 1.0 and seen is not None:
-        penalised = log_probs.gather(1, seen) * sampling.repetition_penalty
-        penalised = torch.where(seen == boundary, log_probs.gather(1, seen), penalised)
+        own = log_probs.gather(1, seen)
+        penalised = own * torch.where(seen.eq(-1 if boundary is None else boundary), 1.0, sampling.repetition_penalty)
         log_probs = log_probs.scatter(1, seen, penalised)
     if sampling.greedy:
         return log_probs.argmax(-1)

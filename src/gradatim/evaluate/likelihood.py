@@ -1,8 +1,9 @@
 """How well a model predicts a row of tokens: each predicted once, with as much context as the stride leaves.
 
-A model without a limit reads the row once and carries its state. One with a context of c tokens reads windows of c that
-advance by ``stride``; only the last ``stride`` tokens of a window count (all of the first), so every counted token has at least
-c - stride tokens before it. Stride 1 gives each token the fullest context and costs c times as much as stride c.
+A model without a limit reads the row once and carries its state. One with a context of c tokens reads windows of c
+that advance by ``stride``; only the last ``stride`` tokens of a window count (all of the first), so every counted
+token has at least c - stride tokens before it. Stride 1 gives each token the fullest context and costs c times as
+much as stride c.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Perplexity and bits per byte of a text under a model.
 
-Perplexities compare only between models of one tokenizer; bits per byte, the nats of the whole text / ln 2 / its UTF-8 bytes, compare
-between all that lose nothing of the text. The token that closes each document is predicted and counted like any other (as KenLM
-counts ``</s>``).
+Perplexities compare only between models of one tokenizer; bits per byte, the nats of the whole text / ln 2 / its
+UTF-8 bytes, compare between all that lose nothing of the text. The token that closes each document is predicted and
+counted like any other (as KenLM counts ``</s>``).
 """
 
 from __future__ import annotations

@@ -37,8 +37,15 @@ def score_sentences(model: LanguageModel, tokenizer: Tokenizer, sentences: Seque
     for sentence in sentences:
         ids = [tokenizer.boundary, *tokenizer.encode(sentence), tokenizer.boundary]
         if model.context is not None and len(ids) - 1 > model.context:
-            problems.append(Problem(where=sentence[:40], what="longer than the model's context", got=f"{len(ids) - 1} tokens",
-                                    allowed=f"{model.context}", attempt="evaluate RUN --text FILE, which reads long texts in windows"))  # fmt: skip
+            problems.append(
+                Problem(
+                    where=sentence[:40],
+                    what="longer than the model's context",
+                    got=f"{len(ids) - 1} tokens",
+                    allowed=f"{model.context}",
+                    attempt="evaluate RUN --text FILE, which reads long texts in windows",
+                )
+            )
             continue
         row = torch.tensor([ids], device=where)
         log_probs, _ = model.log_prob(row[:, :-1], row[:, 1:], model.start(1))

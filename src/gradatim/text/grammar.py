@@ -1,9 +1,10 @@
 """A small English, generated: sentences of a probabilistic grammar, for models that learn word order in seconds.
 
-It is a demonstration. The grammar agrees subject with verb, puts articles before nouns and objects after verbs, and speaks of
-students, speech and weather; so a model of its words ranks what is grammatical and sensible above what merely sounds alike, as in the
-talk: "Recognize speech using common sense" against "Wreck a nice beach you sing calm incense". The talk's sentences are left out of
-every part, so ranking them is not remembering them.
+It is a demonstration. The grammar agrees subject with verb, puts articles before nouns and objects after verbs, and
+speaks of students, speech and weather; so a model of its words ranks what is grammatical and sensible above what
+merely sounds alike, as in the
+talk: "Recognize speech using common sense" against "Wreck a nice beach you sing calm incense". The talk's sentences
+are left out of every part, so ranking them is not remembering them.
 """
 
 from __future__ import annotations
