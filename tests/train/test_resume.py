@@ -17,6 +17,7 @@ from gradatim.errors import CheckpointError, ConfigError, LaunchError
 from gradatim.train import Run, train
 from gradatim.train.loop import Trainer
 from gradatim.train.metrics import read_metrics
+from gradatim.train.state import Counters
 
 MakeConfig = Callable[..., RunConfig]
 EXACT = ("step", "loss", "lr", "grad_norm", "tokens", "valid_loss")
@@ -107,6 +108,43 @@ def test_the_seed_and_the_microbatch_matter_as_they_should(make_config: MakeConf
     losses = {name: [row["loss"] for row in rows(tmp_path / name)] for name in ("whole", "ones", "seed")}
     assert losses["whole"] == pytest.approx(losses["ones"], rel=1e-12)
     assert losses["whole"] != pytest.approx(losses["seed"], rel=1e-3)
+
+
+def test_every_step_and_microbatch_drops_other_units(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int] = []
+    real = torch.manual_seed
+
+    def note(seed: int) -> torch.Generator:
+        seeds.append(seed)
+        return real(seed)
+
+    monkeypatch.setattr(torch, "manual_seed", note)
+    train(make_config("gpt", 4), tmp_path / "a")
+    assert len(seeds) == len(set(seeds)) == 4 * 2
+    first, seeds = seeds.copy(), []
+    train(make_config("gpt", 4, seed=1), tmp_path / "b")
+    assert not set(first) & set(seeds)
+
+
+def test_a_loss_that_is_no_number_is_never_the_best() -> None:
+    counters = Counters()
+    for loss in (float("nan"), 2.0, float("inf"), 1.0, float("nan")):
+        counters.judged(loss)
+    assert (counters.best, counters.since_best) == (1.0, 1)
+
+
+def test_another_microbatch_may_continue_a_run(make_config: MakeConfig, tmp_path: Path) -> None:
+    """A layout never changes the mathematics: the carried state is cut as the new one wants it."""
+    plain = {"model__dropout": 0, "model__weight_drop": 0, "model__embedding_dropout": 0, "precision": "fp64"}
+    plain |= {"optimizer__schedule": "constant", "evaluation__every": 100}
+    for name, first in (("straight", 3), ("run", 2)):
+        train(make_config("lstm", 4, layout__microbatch=first, **plain), tmp_path / name)
+        train(make_config("lstm", 8, layout__microbatch=3, **plain), tmp_path / name, resume=True)
+    losses = [[row["loss"] for row in rows(tmp_path / name)] for name in ("straight", "run")]
+    assert len(losses[0]) == 8
+    assert losses[0] == pytest.approx(losses[1], rel=1e-12)
 
 
 def test_more_steps_may_be_asked_for_later(make_config: MakeConfig, tmp_path: Path) -> None:

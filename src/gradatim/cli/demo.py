@@ -1,7 +1,8 @@
 """``gradatim demo``: the first rungs of the ladder on real text, in a few minutes, compared fairly.
 
-Six models learn from the documentation that comes with Python, through one vocabulary of byte pairs, one after the other so that each
-has the machine to itself; the same held-out bytes judge them all, and each completes the same prompt. Runs that are finished are reused.
+Six models learn from the documentation that comes with Python, through one vocabulary of byte pairs, one after the
+other so that each has the machine to itself; the same held-out bytes judge them all, and each completes the same
+prompt. Runs that are finished are reused.
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ RUNGS = {
     "GPT": "demo",
 }
 """Name of each rung and its recipe."""
+STEPS = {"window": 450, "rnn": 500, "lstm": 400, "demo": 500}
+"""Updates of each network: fixed, so that the demo repeats, and together under five minutes on two quiet cores."""
+EVALUATE_EVERY = 50
+"""Updates between two points of a network's curve."""
 PROMPT = "The function returns"
 FRACTIONS = (8, 4, 2, 1)
 """N-grams are counted on an eighth, a quarter, a half and all of the text."""
@@ -43,26 +48,30 @@ FRACTIONS = (8, 4, 2, 1)
     show_default=True,
     help="Where the runs are kept.",
 )
+@click.option("--fresh", is_flag=True, help="Start again in a new folder beside --run-root; nothing is deleted.")
 @click.option(
     "--steps", type=click.IntRange(min=1), help="Shorten the networks' training to this many steps, for a quick look."
 )
 @click.option("--prompt", default=PROMPT, show_default=True, help="What every rung completes.")
 @json_option
-def command(run_root: Path, steps: int | None, prompt: str, as_json: bool) -> None:
+def command(run_root: Path, fresh: bool, steps: int | None, prompt: str, as_json: bool) -> None:
     """Train the ladder from bigram to GPT on Python's own documentation, compare, complete a prompt, write a report."""
     from gradatim.report.ladder import Ladder, ladder_report
     from gradatim.text.prepare import prepare
 
+    if fresh:
+        run_root = unused(run_root)
     prepared = prepare(load_config(RUNGS["GPT"], {}).data, say=say)
     test = prepared.test
     assert test is not None  # the embedded corpus has a test part
     sha256 = next(iter(prepared.report["sha256"].values()))
-    say(
-        f"python-manual: {prepared.train.meta.bytes:,} bytes to learn from, {test.meta.bytes:,} to be judged on, sha256 {sha256}"
-    )
+    train_bytes, test_bytes = prepared.train.meta.bytes, test.meta.bytes
+    say(f"python-manual: {train_bytes:,} bytes to learn from, {test_bytes:,} to be judged on, sha256 {sha256}")
     rungs = [_rung(name, recipe, run_root, steps, prompt, prepared) for name, recipe in RUNGS.items()]
-    ladder = Ladder(corpus="python-manual", sha256=sha256, train_bytes=prepared.train.meta.bytes, test_bytes=test.meta.bytes,
-                    vocabulary=prepared.tokenizer.vocab_size, prompt=prompt, rungs=rungs)  # fmt: skip
+    ladder = Ladder(
+        corpus="python-manual", sha256=sha256, train_bytes=train_bytes, test_bytes=test_bytes,
+        vocabulary=prepared.tokenizer.vocab_size, prompt=prompt, rungs=rungs,
+    )  # fmt: skip
     ladder.save(run_root)
     out = run_root / "report.html"
     out.write_text(ladder_report(run_root), encoding="utf-8")
@@ -75,13 +84,19 @@ def _rung(name: str, recipe: str, root: Path, steps: int | None, prompt: str, pr
     from gradatim.report.ladder import Rung
     from gradatim.train import Run, train
 
-    config = load_config(recipe, {})
+    overrides = {}
+    if recipe in STEPS:
+        # All of the validation text, as for n-grams: points of one figure must stand on the same bytes.
+        overrides = {
+            "steps": str(steps or STEPS[recipe]),
+            "evaluation.every": str(EVALUATE_EVERY),
+            "evaluation.tokens": "null",
+        }
     # One text for all: what the recipes of n-grams call a document matters for plain files only.
-    config = replace(config, data=load_config(RUNGS["GPT"], {}).data)
-    if steps is not None and not isinstance(config.model, NgramConfig):
-        config = replace(load_config(recipe, {"steps": str(steps)}), data=config.data)
+    config = replace(load_config(recipe, overrides), data=load_config(RUNGS["GPT"], {}).data)
     directory = root / recipe
-    say(f"\n{name} ({directory})")
+    found = Run(directory).exists
+    say(f"\n{name} ({directory})" + (": found; steps that are done are not repeated" if found else ""))
     result = train(config, directory, resume=True, say=say)
     run = Run.open(directory)
     model = run.model("best")
@@ -92,9 +107,19 @@ def _rung(name: str, recipe: str, root: Path, steps: int | None, prompt: str, pr
     by_seconds, by_bytes = _curves(run, result, prepared)
     return Rung(
         name=name, run=str(directory), parameters=result.parameters, seconds=result.seconds,
-        tokens_per_second=result.tokens_per_second or 0.0, perplexity=judged.perplexity, bits_per_byte=judged.bits_per_byte,
-        by_seconds=by_seconds, by_bytes=by_bytes, completions=_completions(run, prompt),
+        tokens_per_second=result.tokens_per_second or 0.0, perplexity=judged.perplexity,
+        bits_per_byte=judged.bits_per_byte, by_seconds=by_seconds, by_bytes=by_bytes,
+        completions=_completions(run, prompt),
     )  # fmt: skip
+
+
+def unused(root: Path) -> Path:
+    """``root``, or the first of root-2, root-3, … that does not exist."""
+    number, path = 1, root
+    while path.exists():
+        number += 1
+        path = root.with_name(f"{root.name}-{number}")
+    return path
 
 
 def _curves(
@@ -102,6 +127,8 @@ def _curves(
 ) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
     """Bits per byte of the validation text against seconds of training and against bytes read."""
     import time
+
+    import numpy as np
 
     from gradatim.evaluate.likelihood import log_probs
     from gradatim.models.ngram import fit_ngram
@@ -116,7 +143,9 @@ def _curves(
     if isinstance(config, NgramConfig):
         by_seconds, by_bytes = [], []
         for part in FRACTIONS:
-            some = train.tokens[: train.document_starts[len(train) // part]]
+            # Whole documents, as many as make up this part of the tokens.
+            end = int(np.searchsorted(train.document_starts, train.meta.tokens // part))
+            some = train.tokens[: train.document_starts[end]]
             started = time.perf_counter()
             model = fit_ngram(config, some, prepared.tokenizer.vocab_size, boundary)
             seconds = time.perf_counter() - started

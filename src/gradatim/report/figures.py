@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860", "#da8bc3", "#64b5cd")
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 11,
     "axes.spines.top": False,
@@ -59,7 +59,10 @@ def curves(
     log_x: bool = False,
     order: Sequence[str] = (),
 ) -> str:
-    """Lines with a mark at each measured point, a lone point as a larger mark; ``order`` fixes colours across figures."""
+    """Lines with a mark at each measured point, a lone point as a larger mark.
+
+    ``order`` names all curves of several figures, so that each keeps its colour.
+    """
     with _figure() as (figure, axes):
         names = list(order) or list(series)
         for name, points in series.items():

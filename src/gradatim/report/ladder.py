@@ -77,7 +77,7 @@ class Ladder:
 
 
 def overtaking(ladder: Ladder, bar: str) -> list[str]:
-    """For every other rung with a curve, a sentence that says when it overtook ``bar`` on the validation text, or that it did not."""
+    """For every other rung with a curve, when it overtook ``bar`` on the validation text, or that it did not."""
     bars = [rung for rung in ladder.rungs if rung.name == bar and rung.by_seconds]
     if not bars:
         return []
@@ -110,9 +110,10 @@ def ladder_report(directory: Path) -> str:
             "The ladder",
             page.table(columns, rows, ladder.best()),
             page.paragraph(
-                f"All rungs read the same {ladder.train_bytes:,} bytes of training text through one vocabulary of {ladder.vocabulary:,} byte "
-                f"pairs and are judged on the same {ladder.test_bytes:,} bytes, every token predicted once. Perplexity is per token; bits per "
-                "byte also compare with models of other vocabularies. For n-grams the parameters are stored probabilities and weights."
+                f"All rungs read the same {ladder.train_bytes:,} bytes of training text through one vocabulary of "
+                f"{ladder.vocabulary:,} byte pairs and are judged on the same {ladder.test_bytes:,} bytes, every token "
+                "predicted once. Perplexity is per token; bits per byte also compare with models of other "
+                "vocabularies. For n-grams the parameters are stored probabilities and weights."
             ),
         )
     ]
@@ -144,8 +145,12 @@ def ladder_report(directory: Path) -> str:
     by_bytes = {r.name: [(n / 1e6, bits) for n, bits in r.by_bytes] for r in ladder.rungs if r.by_bytes}
     if by_bytes:
         drawing = figures.curves(by_bytes, title="Bits per byte against amount of text", log_x=True, order=names,
-                                 x_label="megabytes of training text read, repetitions included", y_label="bits per byte, validation text")  # fmt: skip
-        caption = "N-grams counted afresh on an eighth, a quarter, a half and all of the text; networks as they read on, several times over."
+                                 x_label="megabytes of training text read, repetitions included",
+                                 y_label="bits per byte, validation text")  # fmt: skip
+        caption = (
+            "N-grams counted afresh on an eighth, a quarter, a half and all of the text; "
+            "networks as they read on, several times over."
+        )
         sections.append(page.section("Against amount of text", page.figure(drawing, caption)))
     told = [[r.name, way, ladder.prompt + text] for r in ladder.rungs for way, text in r.completions.items()]
     if told:
@@ -153,7 +158,10 @@ def ladder_report(directory: Path) -> str:
     first = Path(ladder.rungs[0].run) if ladder.rungs else directory
     facts = [("corpus", ladder.corpus), ("sha256", ladder.sha256), *machine_facts(first)]
     sections.append(page.section("Conditions", page.facts(facts)))
-    lead = "From counting word pairs to a small Transformer: what each step buys on the same text, measured on this machine."
+    lead = (
+        "From counting word pairs to a small Transformer: "
+        "what each step buys on the same text, measured on this machine."
+    )
     return page.page("Step by step", lead, sections, f"gradatim {__version__}")
 
 

@@ -16,10 +16,11 @@ from gradatim.evaluate.likelihood import log_probs
 from gradatim.models.ngram import fit_ngram
 from gradatim.text.prepare import Prepared
 from gradatim.train.checkpoint import cannot_resume, newest_valid, remove_leftovers, save_checkpoint
-from gradatim.train.loop import Counters, TrainResult, finite_json
+from gradatim.train.loop import TrainResult
 from gradatim.train.manifest import Manifest
 from gradatim.train.metrics import MetricsLog
 from gradatim.train.run_directory import MODEL, Run, data_changed, training_hash
+from gradatim.train.state import Counters, finite_json
 
 
 def count(config: RunConfig, run: Run, prepared: Prepared, say: Callable[[str], None]) -> TrainResult:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,24 +33,20 @@ from gradatim.train.optimizer import (
     build_optimizer,
     clip_gradients,
     gradient_norm,
-    load_optimizer,
-    optimizer_tensors,
     set_learning_rate,
 )
 from gradatim.train.precision import arithmetic, device, peak_flops, weight_dtype
 from gradatim.train.run_directory import (
-    MODEL,
     Run,
     config_error_existing,
     config_error_foreign,
     data_changed,
-    load_weights,
     refuse_changes,
     training_hash,
 )
 from gradatim.train.signals import StopRequest
+from gradatim.train.state import Counters, finite_json, restore, state_tensors
 
-OPTIMIZER, CARRY = "optimizer/", "carry/"
 FAILED_SAVES = 3
 """Checkpoints that may fail in a row (a full disk) before the run gives up."""
 VALID_ROWS = 16
@@ -72,28 +68,6 @@ class TrainResult:
     layout: dict[str, Any]
     parameters: int
     seconds: float
-
-
-@dataclass(slots=True)
-class Counters:
-    """The loop's small state, kept in the manifest."""
-
-    step: int = 0
-    """Updates done, skipped ones included."""
-    updates: int = 0
-    """Updates applied."""
-    tokens: int = 0
-    """Targets learned from."""
-    seconds: float = 0.0
-    """Time spent in steps, without evaluations and checkpoints, over all attempts."""
-    valid_loss: float | None = None
-    """Validation loss at this very step, if measured."""
-    best: float | None = None
-    """Lowest validation loss so far."""
-    since_best: int = 0
-    """Evaluations since then."""
-    last_row: dict[str, Any] = field(default_factory=dict)
-    """The metrics row of this step."""
 
 
 def train(
@@ -284,12 +258,10 @@ class Trainer:
             loss = self.valid_loss(lambda: bool(stop))
         except Stopped:
             return
-        counters.valid_loss = row["valid_loss"] = loss
-        if counters.best is None or loss < counters.best:
-            counters.best, counters.since_best = loss, 0
-        else:
-            counters.since_best += 1
-        progress.note(f"step {counters.step}  validation loss {loss:.4f} nats per token (best {counters.best:.4f})")
+        row["valid_loss"] = loss
+        counters.judged(loss)
+        best = math.nan if counters.best is None else counters.best
+        progress.note(f"step {counters.step}  validation loss {loss:.4f} nats per token (best {best:.4f})")
 
     def valid_loss(self, stop: Callable[[], bool] = lambda: False) -> float:
         """Nats per validation token, windows side by side."""
@@ -330,11 +302,6 @@ class Trainer:
         """Publish a checkpoint once its metrics are on disk, then drop old ones; a full disk is a warning, until it
         happens too often.
         """
-        tensors = {MODEL + name: parameter.detach() for name, parameter in self.model.named_parameters()}
-        tensors |= {OPTIMIZER + name: value for name, value in optimizer_tensors(self.model, self.optimizer).items()}
-        if self.carry is not None:
-            for index, layer in enumerate(self.carry.layers):
-                tensors |= {f"{CARRY}{index}/{part}": value for part, value in enumerate(layer)}
         counters = self.counters
         manifest = Manifest(
             step=counters.step,
@@ -347,6 +314,7 @@ class Trainer:
         )
         try:
             log.sync()
+            tensors = state_tensors(self.model, self.optimizer, self.carry)
             save_checkpoint(self.run.checkpoints, manifest, tensors)
         except OSError as error:
             self.failed_saves += 1
@@ -391,15 +359,7 @@ class Trainer:
             )
         if manifest.data_fingerprint != self.prepared.fingerprint:
             raise data_changed(checkpoint.folder)
-        self.counters = Counters(**manifest.counters)
-        load_weights(self.model, checkpoint.tensors(MODEL), checkpoint.folder)
-        load_optimizer(self.model, self.optimizer, checkpoint.tensors(OPTIMIZER), self.counters.updates)
-        carried = checkpoint.tensors(CARRY)
-        if carried:
-            layers: dict[int, list[torch.Tensor]] = {}
-            for name in sorted(carried, key=lambda name: tuple(map(int, name.split("/")))):
-                layers.setdefault(int(name.split("/")[0]), []).append(carried[name].to(self.where))
-            self.carry = type(self.model.start(0))(self.config.global_batch, tuple(map(tuple, layers.values())))
+        self.counters, self.carry = restore(checkpoint, self.model, self.optimizer, self.config.global_batch)
 
     # ------------------------------------------------------------------ the end
 
@@ -426,10 +386,3 @@ class Trainer:
             parameters=self.model.parameter_count(),
             seconds=counters.seconds,
         )
-
-
-def finite_json(value: Any) -> Any:
-    """Numbers that are not finite become null."""
-    if isinstance(value, dict):
-        return {key: finite_json(inner) for key, inner in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -31,7 +31,7 @@ from gradatim.text.tokenizer import Tokenizer, load_tokenizer
 from gradatim.train.checkpoint import Checkpoint, best_valid, cannot_resume, newest_valid, open_checkpoint, step_folder
 from gradatim.train.precision import device, weight_dtype
 
-MAY_CHANGE = ("steps", "evaluation", "checkpoint", "track", "compile", "max_skipped_steps")
+MAY_CHANGE = ("steps", "layout", "evaluation", "checkpoint", "track", "compile", "max_skipped_steps")
 """Settings that a resumed run may change; all others define its training."""
 MODEL = "model/"
 """Prefix of parameters in a checkpoint."""
