@@ -88,22 +88,24 @@ def choose(
         boundary: an id that it never applies to.
     """
     if sampling.repetition_penalty != 1.0 and seen is not None:
+        log_probs = log_probs.double()  # float32 would round the penalty
         own = log_probs.gather(1, seen)
-        penalised = own * torch.where(seen.eq(-1 if boundary is None else boundary), 1.0, sampling.repetition_penalty)
-        log_probs = log_probs.scatter(1, seen, penalised)
+        spared = seen.eq(-1 if boundary is None else boundary)
+        log_probs = log_probs.scatter(1, seen, torch.where(spared, own, own * sampling.repetition_penalty))
     if sampling.greedy:
         return log_probs.argmax(-1)
     weights = filtered(log_probs, sampling)
     # The inverse of the distribution function at a uniform number: the first token whose cumulated weight exceeds it.
-    cumulated = weights.double().cumsum(-1)
+    cumulated = weights.cumsum(-1)
     drawn = uniform(sampling.seed, rows, position).to(cumulated.device)[:, None] * cumulated[:, -1:]
     return torch.searchsorted(cumulated, drawn, right=True)[:, 0].clamp(max=log_probs.shape[1] - 1)
 
 
 def filtered(log_probs: Float[Tensor, "b v"], sampling: Sampling) -> Float[Tensor, "b v"]:
     """Weights after temperature and filters, proportional to probabilities; at least one is positive."""
-    scaled = log_probs if sampling.temperature == 1.0 else log_probs / sampling.temperature
-    weights = torch.exp(scaled - scaled.amax(-1, keepdim=True))
+    # The largest is taken off first, and in float64, so that any temperature above 0 can divide what is left.
+    below = log_probs.double() - log_probs.double().amax(-1, keepdim=True)
+    weights = torch.exp(below / sampling.temperature)
     if sampling.top_k is not None and sampling.top_k < weights.shape[1]:
         least = weights.topk(sampling.top_k, dim=-1).values[:, -1:]
         weights = weights.masked_fill(weights < least, 0.0)
