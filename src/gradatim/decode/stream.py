@@ -36,7 +36,11 @@ class TextStream:
 
 
 class StopAt:
-    """Passes text on up to the first of several stop strings, which is cut off; holds back what might begin one."""
+    """Passes text on up to a stop string, which is cut off; holds back what might begin one.
+
+    Of several the first to be complete stops (the longest of those that end there): it does not matter how the text
+    was cut into tokens.
+    """
 
     def __init__(self, stops: tuple[str, ...]) -> None:
         self.stops = tuple(stop for stop in stops if stop)
@@ -48,10 +52,10 @@ class StopAt:
         if self.stopped:
             return ""
         self._held += text
-        found = [place for stop in self.stops if (place := self._held.find(stop)) >= 0]
+        found = [(place + len(stop), place) for stop in self.stops if (place := self._held.find(stop)) >= 0]
         if found:
             self.stopped = True
-            shown, self._held = self._held[: min(found)], ""
+            shown, self._held = self._held[: min(found)[1]], ""
             return shown
         keep = max((n for stop in self.stops for n in range(1, len(stop)) if self._held.endswith(stop[:n])), default=0)
         cut = len(self._held) - keep
