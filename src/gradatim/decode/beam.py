@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gradatim.decode.generate import Completion
 from gradatim.decode.prompt import read_prompt
+from gradatim.decode.sampling import likeliest
 from gradatim.models.protocol import LanguageModel
 from gradatim.text.tokenizer import Tokenizer
 
@@ -72,7 +73,7 @@ def beam_search(
     for position in range(1, max_new + 1):
         vocabulary = log_probs.shape[1]
         candidates = (totals[:, None] + log_probs.double()).flatten()
-        values, chosen = candidates.topk(min(places, len(candidates)))
+        values, chosen = likeliest(candidates, places)
         going: list[tuple[int, int, float]] = []
         for value, candidate in zip(values.tolist(), chosen.tolist(), strict=True):
             row, token = divmod(candidate, vocabulary)

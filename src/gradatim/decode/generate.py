@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from gradatim.decode.prompt import read_prompt
-from gradatim.decode.sampling import Sampling, choose
+from gradatim.decode.sampling import Sampling, choose, likeliest
 from gradatim.decode.stream import StopAt, TextStream
 from gradatim.models.protocol import LanguageModel
 from gradatim.text.tokenizer import Tokenizer
@@ -102,5 +102,5 @@ def generate(
 def next_tokens(model: LanguageModel, tokenizer: Tokenizer, prompt: str, top: int = 10) -> list[tuple[int, float]]:
     """The likeliest tokens after a prompt with their probabilities, likeliest first."""
     _, log_probs = read_prompt(model, tokenizer, prompt)
-    values, ids = log_probs[0].topk(min(top, log_probs.shape[1]))
+    values, ids = likeliest(log_probs[0], top)
     return list(zip(ids.tolist(), values.exp().tolist(), strict=True))

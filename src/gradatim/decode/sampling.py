@@ -117,3 +117,11 @@ def filtered(log_probs: Float[Tensor, "b v"], sampling: Sampling) -> Float[Tenso
     if sampling.min_p is not None:
         weights = weights.masked_fill(weights < sampling.min_p * weights.amax(-1, keepdim=True), 0.0)
     return weights
+
+
+def likeliest(values: Float[Tensor, " n"], most: int) -> tuple[Float[Tensor, " k"], Int[Tensor, " k"]]:
+    """The ``most`` largest, largest first, and where they are; equals in order, which ``topk`` leaves open."""
+    least = values.topk(min(most, len(values))).values[-1]
+    places = (values >= least).nonzero()[:, 0]
+    places = places[values[places].argsort(descending=True, stable=True)[:most]]
+    return values[places], places
