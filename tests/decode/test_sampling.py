@@ -10,7 +10,7 @@ import torch
 from hypothesis import assume, currently_in_test_context, given, settings
 from hypothesis import strategies as st
 
-from gradatim.decode.sampling import Sampling, choose, filtered, uniform
+from gradatim.decode.sampling import Sampling, choose, filtered, likeliest, uniform
 from gradatim.errors import ConfigError
 
 CLOSE = 1e-9  # a threshold that near is met or missed by rounding
@@ -214,9 +214,9 @@ def test_the_penalty_is_exact_and_counts_a_token_once():
     assert torch.equal(choose(log_probs, sampling, rows, 0, seen), expected)
     # A penalty between two neighbours of float32 decides as float64 does.
     third = math.log(0.2) / math.log(0.7)
-    for penalty, likeliest in ((third * (1 - 1e-12), 0), (third * (1 + 1e-12), 1)):
+    for penalty, best in ((third * (1 - 1e-12), 0), (third * (1 + 1e-12), 1)):
         greedy = Sampling(repetition_penalty=penalty)
-        assert choose(log_probs[:1], greedy, rows[:1], 0, seen[:1]).item() == likeliest
+        assert choose(log_probs[:1], greedy, rows[:1], 0, seen[:1]).item() == best
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -246,6 +246,15 @@ def test_seeds_rows_and_positions_give_other_numbers():
     together = torch.stack(numbers)
     assert torch.allclose(together.mean(1), torch.tensor(0.5, dtype=torch.float64), atol=0.05)
     assert torch.corrcoef(together).fill_diagonal_(0).abs().amax() < 0.15
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(-3, 3) | st.just(-math.inf), min_size=1, max_size=30), st.integers(1, 40))
+def test_of_equals_the_likeliest_are_the_first(values, most):
+    found, places = likeliest(torch.tensor(values, dtype=torch.float64), most)
+    expected = sorted(range(len(values)), key=lambda place: (-values[place], place))[:most]
+    assert places.tolist() == expected
+    assert found.tolist() == [values[place] for place in expected]
 
 
 # --------------------------------------------------------------------------- refusals
