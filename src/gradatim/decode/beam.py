@@ -3,9 +3,9 @@
 A finished hypothesis of n tokens and log-probability s is worth s / n^α (length normalisation; α = 0 compares sums,
 α = 1 means). A beam that ends gives up its place, so one beam is greedy decoding and the search ends when all have.
 It may end sooner: a live hypothesis can only lose, since its sum never rises and dividing it by the largest length
-L it may reach is the best that can happen to a negative number. Once the wanted number of hypotheses is finished
-and the worst of them is worth at least s / L^α for the best live s, no live one can enter. (Stopping when the
-likeliest beam ends, as is often done, is wrong for α > 0.)
+L it may reach (α < 0: the smallest) is the best that can happen to a negative number. Once the wanted number of
+hypotheses is finished and the worst of them is worth at least s / L^α for the best live s, no live one can enter.
+(Stopping when the likeliest beam ends, as is often done, is wrong for α > 0.)
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class Finished:
         self.found.sort(key=lambda item: (-item[0], item[2]))
         del self.found[self.most :]
 
-    def settled(self, best_live: float, longest: int) -> bool:
+    def settled(self, best_live: float, length: int) -> bool:
         """Whether no live hypothesis can enter any more."""
-        return len(self.found) == self.most and self.found[-1][0] >= worth(best_live, longest, self.alpha)
+        return len(self.found) == self.most and self.found[-1][0] >= worth(best_live, length, self.alpha)
 
 
 def worth(total: float, length: int, alpha: float) -> float:
@@ -86,7 +86,7 @@ def beam_search(
                 finished.add(value, [*reader.ids[row, prefix:].tolist(), token], False)
             else:
                 going.append((row, token, value))
-        if not going or finished.settled(going[0][2], max_new):
+        if not going or finished.settled(going[0][2], max_new if alpha > 0 else position + 1):
             break
         rows, tokens, sums = zip(*going, strict=True)
         reader.select(torch.tensor(rows, device=reader.ids.device))
