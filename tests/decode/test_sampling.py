@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ def clear(condition: bool) -> None:
         assume(condition)
 
 
-def reference(probabilities: np.ndarray, s: Sampling, seen: list[int] = [], boundary: int = -1) -> np.ndarray:  # noqa: B006
+def reference(probabilities: np.ndarray, s: Sampling, seen: Sequence[int] = (), boundary: int = -1) -> np.ndarray:
     """The distribution that is drawn from, each filter on what the one before it left, renormalised."""
     logs = np.log(probabilities)
     for token in set(seen) - {boundary}:
