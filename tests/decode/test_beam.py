@@ -138,7 +138,7 @@ def check(found, expected, alpha):
 # --------------------------------------------------------------------------- against all texts
 
 
-@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("alpha", [0.0, 1.0, -0.5])
 @every_model
 def test_a_beam_as_wide_as_everything_is_exhaustive(name, alpha):
     model, most = MODELS[name], VOCAB**4

@@ -96,7 +96,7 @@ sampled = Sampling(temperature=1.2, repetition_penalty=1.1, top_k=6, top_p=0.97,
 
 
 @every_model
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=30)
 @given(prompt=prompts, ids=st.lists(st.integers(0, VOCAB - 1), max_size=3 * CONTEXT))
 def test_the_distribution_after_every_token_is_that_of_reading_anew(name, prompt, ids):
     reader, log_probs = read_prompt(MODELS[name], CHAR, prompt)
@@ -121,7 +121,7 @@ def test_every_context_however_short_is_enough(kind, context):
 
 
 @every_model
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=30)
 @given(prompt=prompts, data=st.data())
 def test_rows_of_a_reader_go_on_as_if_alone(name, prompt, data):
     """Rows are left out, repeated and exchanged between tokens, as beams do."""
@@ -148,7 +148,7 @@ def test_rows_of_a_reader_go_on_as_if_alone(name, prompt, data):
 
 
 @every_model
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=30)
 @given(prompt=prompts, max_new=st.integers(1, 3 * CONTEXT))
 def test_greedy_is_the_argmax_read_anew(name, prompt, max_new):
     (found,), dropped = generate(MODELS[name], CHAR, prompt, max_new=max_new)
@@ -165,7 +165,7 @@ def test_greedy_is_the_argmax_read_anew(name, prompt, max_new):
 
 
 @every_model
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=30)
 @given(prompt=prompts, n=st.integers(1, 5), seed=st.integers(-(2**40), 2**40), max_new=st.integers(1, 2 * CONTEXT))
 def test_each_row_of_a_batch_is_what_it_would_be_alone(name, prompt, n, seed, max_new):
     """Rows end at different times, so that the batch shrinks under those that go on."""
