@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from gradatim.cli.demo import RUNGS, STEPS, unused
+from gradatim.cli.demo import RUNGS, unused
+from gradatim.config import load_config
 
 
 def gradatim(*args: str, cwd: Path) -> Any:
@@ -29,8 +30,11 @@ def test_fresh_names_a_folder_that_is_not_there(tmp_path: Path) -> None:
     assert unused(root) == tmp_path / "demo-3"
 
 
-def test_every_network_has_its_steps() -> None:
-    assert set(STEPS) == set(RUNGS.values()) - {"bigram", "ngram"}
+def test_points_of_one_figure_stand_on_the_same_bytes() -> None:
+    for recipe in RUNGS.values():
+        config = load_config(recipe, {})
+        assert config.evaluation.tokens is None, f"{recipe} is judged on a part of the validation text"
+        assert config.data.tokenizer == load_config("demo", {}).data.tokenizer
 
 
 @pytest.mark.slow

@@ -31,10 +31,6 @@ RUNGS = {
     "GPT": "demo",
 }
 """Name of each rung and its recipe."""
-STEPS = {"window": 450, "rnn": 500, "lstm": 400, "demo": 500}
-"""Updates of each network: fixed, so that the demo repeats, and together under five minutes on two quiet cores."""
-EVALUATE_EVERY = 50
-"""Updates between two points of a network's curve."""
 PROMPT = "The function returns"
 FRACTIONS = (8, 4, 2, 1)
 """N-grams are counted on an eighth, a quarter, a half and all of the text."""
@@ -84,16 +80,11 @@ def _rung(name: str, recipe: str, root: Path, steps: int | None, prompt: str, pr
     from gradatim.report.ladder import Rung
     from gradatim.train import Run, train
 
-    overrides = {}
-    if recipe in STEPS:
-        # All of the validation text, as for n-grams: points of one figure must stand on the same bytes.
-        overrides = {
-            "steps": str(steps or STEPS[recipe]),
-            "evaluation.every": str(EVALUATE_EVERY),
-            "evaluation.tokens": "null",
-        }
+    config = load_config(recipe, {})
+    if steps is not None and not isinstance(config.model, NgramConfig):
+        config = load_config(recipe, {"steps": str(steps)})
     # One text for all: what the recipes of n-grams call a document matters for plain files only.
-    config = replace(load_config(recipe, overrides), data=load_config(RUNGS["GPT"], {}).data)
+    config = replace(config, data=load_config(RUNGS["GPT"], {}).data)
     directory = root / recipe
     found = Run(directory).exists
     say(f"\n{name} ({directory})" + (": found; steps that are done are not repeated" if found else ""))
