@@ -80,7 +80,7 @@ def test_published_shapes_have_the_published_sizes(name: str, millions: float) -
 
 def test_overrides_reach_every_depth_and_spelling() -> None:
     config = load_config(
-        "gpt", {"steps": "7", "optimizer.warmup": "2", "--model.d-model": "96", "data.tokenizer.kind": "char"}
+        "gpt.yaml", {"steps": "7", "optimizer.warmup": "2", "--model.d-model": "96", "data.tokenizer.kind": "char"}
     )
     assert (config.steps, config.optimizer.warmup, config.data.tokenizer.kind) == (7, 2, "char")
     assert isinstance(config.model, GptConfig)
