@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -57,3 +58,8 @@ def test_every_exit_code_is_documented() -> None:
     for error in errors.GradatimError.__subclasses__():
         assert f"| {error.exit_code} |" in text
         assert error.__name__ in text
+
+
+def test_the_page_of_settings_is_up_to_date() -> None:
+    module = runpy.run_path(str(ROOT / "docs" / "settings.py"))
+    assert module["page"]() == module["PAGE"].read_text(encoding="utf-8"), "python docs/settings.py writes it anew"
