@@ -3,6 +3,7 @@
 #   make demo    train the ladder on the embedded corpus, compare its rungs, write runs/demo/report.html
 #   make test    run the tests
 #   make lint    ruff and mypy
+#   make docs    the documentation as a web site in build/site
 #   make clean   remove the environment and what tools left behind (runs/ stays)
 
 PYTHON ?= $(shell for candidate in python3.13 python3.12 python3.11 python3 python; do \
@@ -14,7 +15,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c c
 # Two threads at most: the tests' matrices are too small to gain from more.
 THREADS ?= 2
 
-.PHONY: demo test lint clean help
+.PHONY: demo test lint docs clean help
 help:
 	@sed -n 's/^#   //p' $(MAKEFILE_LIST)
 
@@ -28,6 +29,10 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.installed
+	$(INSTALL) -e '.[docs]'
+	$(BIN)/mkdocs build --strict --quiet
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
