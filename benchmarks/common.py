@@ -30,6 +30,11 @@ def machine() -> str:
     return f"{model}, {cores} cores, {platform.system()} {platform.machine()}"
 
 
+def python_version() -> str:
+    """Of the interpreter, whose documentation is the embedded corpus."""
+    return platform.python_version()
+
+
 def versions(*packages: str) -> str:
     """Python and the named packages."""
     found = [f"Python {platform.python_version()}"]

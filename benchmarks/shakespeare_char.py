@@ -74,7 +74,7 @@ def run_nanogpt(checkout: Path, train: str, valid: str) -> tuple[float, float, f
             [sys.executable, "-c", JUDGE, f"{out}/ckpt.pt", str(folder / "val.bin")],
             cwd=checkout, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": "."},
         )  # fmt: skip
-    return seconds, estimates[-1], float(judged.stdout)
+    return seconds, estimates[-1], float(judged.stdout.split()[-1])
 
 
 def main() -> None:
