@@ -52,13 +52,14 @@ def evaluate_tokens(
     nats = math.inf if impossible.any() else float(-found.sum())
     whole = tokenizer.lossless and not unknown.any()
     known = found[~unknown]
+    mean = nats / len(tokens) if len(tokens) else math.nan
     return Evaluation(
         tokens=len(tokens),
         unknown=int(unknown.sum()),
         impossible=int(impossible.sum()),
         bytes=text_bytes,
-        nats_per_token=_finite(nats / len(tokens)),
-        perplexity=_exp(nats / len(tokens)),
+        nats_per_token=_finite(mean),
+        perplexity=_exp(mean),
         perplexity_without_unknown=_exp(float(-known.mean())) if len(known) else None,
         bits_per_byte=_finite(nats / math.log(2) / text_bytes) if whole and text_bytes else None,
     )
