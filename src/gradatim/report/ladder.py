@@ -86,16 +86,13 @@ def overtaking(ladder: Ladder, bar: str) -> list[str]:
     for rung in ladder.rungs:
         if rung.name == bar or len(rung.by_seconds) < 2:
             continue
+        name = rung.name[0].upper() + rung.name[1:]
         below = [seconds for seconds, bits in rung.by_seconds if bits < level]
         last = rung.by_seconds[-1]
         if below:
-            found.append(
-                f"{rung.name} went below {bar}'s {level:.3f} bits per byte after {below[0]:.0f} s of training."
-            )
+            found.append(f"{name} went below {bar}'s {level:.3f} bits per byte after {below[0]:.0f} s of training.")
         else:
-            found.append(
-                f"{rung.name} did not reach {bar}'s {level:.3f} in its {last[0]:.0f} s; it ended at {last[1]:.3f}."
-            )
+            found.append(f"{name} did not reach {bar}'s {level:.3f} in its {last[0]:.0f} s; it ended at {last[1]:.3f}.")
     return found
 
 
