@@ -27,19 +27,21 @@ FORBIDDEN = {
         "models",
         "objectives",
         "report",
+        "serve",
         "shapes",
         "text",
         "train",
     },
-    "shapes": {"cli", "decode", "evaluate", "interop", "models", "objectives", "report", "text", "train"},
-    "text": {"cli", "decode", "evaluate", "interop", "models", "objectives", "report", "train"},
-    "models": {"cli", "decode", "evaluate", "parallel", "report", "train"},
-    "objectives": {"cli", "decode", "evaluate", "interop", "report", "train"},
-    "decode": {"cli", "interop", "report"},
-    "evaluate": {"cli", "report"},
-    "train": {"cli", "report"},
-    "interop": {"cli", "report"},
-    "report": {"cli"},
+    "shapes": {"cli", "decode", "evaluate", "interop", "models", "objectives", "report", "serve", "text", "train"},
+    "text": {"cli", "decode", "evaluate", "interop", "models", "objectives", "report", "serve", "train"},
+    "models": {"cli", "decode", "evaluate", "parallel", "report", "serve", "train"},
+    "objectives": {"cli", "decode", "evaluate", "interop", "report", "serve", "train"},
+    "decode": {"cli", "interop", "report", "serve"},
+    "evaluate": {"cli", "report", "serve"},
+    "train": {"cli", "report", "serve"},
+    "interop": {"cli", "report", "serve"},
+    "report": {"cli", "serve"},
+    "serve": {"cli", "interop", "objectives", "report", "train"},
 }
 """Folder → folders it must not import: data flows text → model → training → decoding, and imports follow."""
 
@@ -121,7 +123,7 @@ def test_torch_free_folders_do_not_load_torch_through_others() -> None:
 def test_verbs_load_torch_only_when_they_run() -> None:
     verbs = [path.stem for path in FILES if folder_of(path) == "cli" and path.stem != "__init__"]
     loaded = modules_after("\n".join(f"import gradatim.cli.{verb}" for verb in verbs))
-    assert loaded & {"torch", "matplotlib", "transformers", "datasets"} == set()
+    assert loaded & {"torch", "matplotlib", "transformers", "datasets", "starlette", "uvicorn"} == set()
 
 
 def test_the_package_itself_loads_nothing() -> None:

@@ -226,6 +226,8 @@ class Job:
     events: asyncio.Queue[Piece | Exception | None] = field(default_factory=asyncio.Queue)
     usage: Usage = field(default_factory=Usage)
     stop: threading.Event = field(default_factory=threading.Event)
+    finished: bool = False
+    """Whether the answer came to its end, set before the last event."""
 
     def tell(self, event: Piece | Exception | None) -> None:
         """Hand an event to whoever answers; from any thread."""
@@ -305,6 +307,7 @@ class Engine:
             with torch.no_grad():
                 for piece in complete(self.model, self.tokenizer, job.request, job.prompts, job.usage, job.stop.is_set):
                     job.tell(piece)
+            job.finished = not job.stop.is_set()
         except Exception as failure:
             log.exception("a request failed")
             job.tell(failure)
