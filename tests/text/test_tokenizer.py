@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from gradatim.config.settings import TokenizerConfig
 from gradatim.errors import DataError
 from gradatim.text.tokenizer import SLICE, BpeTokenizer, Tokenizer, load_tokenizer
-from gradatim.text.vocabulary import train_tokenizer
+from gradatim.text.vocabulary import pieces, train_tokenizer
 from gradatim.text.words import split_words
 
 TEXT = [
@@ -195,3 +195,20 @@ def test_files_that_are_no_tokenizer(tmp_path: Path, content: str) -> None:
         load_tokenizer(path)
     with pytest.raises(DataError, match="no such tokenizer"):
         load_tokenizer(tmp_path / "absent.json")
+
+
+def test_a_word_of_megabytes_is_learned_from_in_no_time() -> None:
+    """The library's trainer takes minutes for a word of this length."""
+    line = "ab" * 1_000_000
+    started = time.perf_counter()
+    tokenizer = train_tokenizer(TokenizerConfig(kind="bpe", vocab_size=300), [line, "some words"])
+    ids = tokenizer.encode(line)
+    assert time.perf_counter() - started < 20
+    assert tokenizer.decode(ids) == line
+    assert len(ids) < len(line) / 64
+
+
+def test_cutting_long_runs_loses_nothing() -> None:
+    for text in ("", "a b", "x" * 1024, "x" * 5000 + " " * 3000 + "end", "word " * 1000):
+        assert "".join(pieces(text)) == text
+    assert list(pieces("word " * 1000)) == ["word " * 1000]

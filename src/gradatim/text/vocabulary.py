@@ -6,8 +6,9 @@ trained by the ``tokenizers`` library.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import tokenizers
@@ -21,6 +22,8 @@ SUBWORDS = 30_000
 """Size of a trained vocabulary whose config sets no limit."""
 ALPHABET = 1000
 """Most characters WordPiece spells words with."""
+LONG_RUN = re.compile(r"\S{1024}|\s{1024}")
+"""What no natural word is as long as: base64, minified programs, a line of dashes."""
 
 
 def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
@@ -40,8 +43,17 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    engine.train_from_iterator(texts, trainer)
+    engine.train_from_iterator((piece for text in texts for piece in pieces(text)), trainer)
     return wrap(engine)
+
+
+def pieces(text: str) -> Iterator[str]:
+    """A text cut after every ``LONG_RUN``: the trainer's time grows faster than the length of its longest word."""
+    first = 0
+    for run in LONG_RUN.finditer(text):
+        yield text[first : run.end()]
+        first = run.end()
+    yield text[first:]
 
 
 def _table_engine(config: TokenizerConfig, texts: Iterable[str]) -> tokenizers.Tokenizer:
@@ -85,7 +97,7 @@ def _wordpiece_engine(config: TokenizerConfig, texts: list[str]) -> tokenizers.T
         limit_alphabet=len(alphabet),
         show_progress=False,
     )
-    engine.train_from_iterator(texts, trainer)
+    engine.train_from_iterator((piece for text in texts for piece in pieces(text)), trainer)
     return _wordpiece(engine.get_vocab(), config.lowercase)
 
 
