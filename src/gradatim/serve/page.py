@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
 """Content-Security-Policy: the page's own style and script, this server's API, and nothing else."""
 
 PAGE = """<!doctype html>
