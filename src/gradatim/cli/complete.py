@@ -48,6 +48,12 @@ def command(
     problems = []
     if beams > 1 and asked:
         problems.append(Problem(where=", ".join(asked), what="beam search does not sample", attempt="leave out either"))
+    unread = {"--stop": bool(stop), "--repetition-penalty": repetition_penalty != 1}
+    problems += [
+        Problem(where=name, what="beam search does not read this", attempt=f"leave out {name} or --beams")
+        for name, given in unread.items()
+        if beams > 1 and given
+    ]
     if beams > 1 and n > beams:
         problems.append(Problem(where="--n", what="there are not so many beams", got=str(n), allowed=f"1 to {beams}"))
     if not -10 <= length_penalty <= 10:  # also refuses NaN
