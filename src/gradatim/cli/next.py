@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from gradatim.cli.output import Table, Verb, emit, json_option
+from gradatim.cli.output import Table, Verb, emit, json_option, say
 
 BAR = 30
 
@@ -23,6 +23,8 @@ def command(run: Path, prompt: str, top: int, checkpoint: str, as_json: bool) ->
     from gradatim.decode.generate import next_tokens
 
     opened, model = open_run(run, checkpoint)
+    if model.context is not None and (dropped := len(opened.tokenizer.encode(prompt)) + 1 - model.context) > 0:
+        say(f"the prompt is longer than the model's context: its first {dropped} tokens were not read")
     found = [(opened.tokenizer.token_text(i), p) for i, p in next_tokens(model, opened.tokenizer, prompt, top)]
     emit(
         [{"text": text, "probability": p} for text, p in found],
