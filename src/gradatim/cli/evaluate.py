@@ -28,7 +28,7 @@ def command(run: Path, text: Path | None, stride: int | None, checkpoint: str, a
 
     opened, model = open_run(run, checkpoint)
     if text is not None:
-        result = evaluate_file(model, opened.tokenizer, opened.config.data, text, stride)
+        result = evaluate_file(model, opened.tokenizer, opened.config.data, text, stride, say)
     else:
         prepared = prepare(opened.config.data, say=say)
         name, file = ("test", prepared.test) if prepared.test is not None else ("validation", prepared.valid)

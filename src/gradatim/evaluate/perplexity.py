@@ -8,6 +8,7 @@ counted like any other (as KenLM counts ``</s>``).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,13 +67,20 @@ def evaluate_tokens(
 
 
 def evaluate_file(
-    model: LanguageModel, tokenizer: Tokenizer, data: DataConfig, path: Path, stride: int | None = None
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    data: DataConfig,
+    path: Path,
+    stride: int | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Evaluation:
-    """Judge a model on a file, cut into documents as its training text was."""
+    """Judge a model on a file, cut into documents as its training text was; what was odd about it is said."""
     tally = Tally()
     documents = list(read_documents((str(path),), "test", data, tally))
     if not documents:
         raise DataError(Problem(where=str(path), what="there is no text in it", attempt="name a file that holds text"))
+    for what, count in tally.dropped.items():
+        say(f"{path}: {what}: {count:,}")
     end = np.array([tokenizer.boundary])
     tokens = np.concatenate([part for ids in tokenizer.encode_batch(documents) for part in (ids, end)])
     return evaluate_tokens(model, tokenizer, tokens, tally.bytes, stride)

@@ -157,6 +157,8 @@ def _make(config: DataConfig, folder: Path, say: Callable[[str], None]) -> dict[
             if tally.documents:
                 raise
             raise _no_text(split, names) from None
+        for what, count in tally.dropped.items():
+            say(f"{split}: {what}: {count:,}")
         splits[split] = {
             "documents": file.meta.documents, "tokens": file.meta.tokens, "bytes": file.meta.bytes,
             "unknown": file.meta.unknown, "dropped": dict(tally.dropped), "also in train": leaked[0],
