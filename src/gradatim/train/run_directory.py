@@ -181,6 +181,17 @@ class Run:
     def model(self, which: str = "best") -> LanguageModel:
         """The trained model, ready to be asked."""
         checkpoint = self.checkpoint(which)
+        made_by, ours = checkpoint.manifest.tokenizer_fingerprint, self.tokenizer.fingerprint
+        if made_by != ours:  # ids would stand for other words, and every answer be wrong
+            raise CheckpointError(
+                Problem(
+                    where=str(self.directory / "tokenizer.json"),
+                    what="this is not the tokenizer that the checkpoint was trained with",
+                    got=ours[:16],
+                    allowed=made_by[:16],
+                    attempt="restore the run's tokenizer.json",
+                )
+            )
         tensors = checkpoint.tensors(MODEL)
         config = self.config
         if isinstance(config.model, NgramConfig):
