@@ -100,12 +100,16 @@ def open_prepared(folder: Path) -> Prepared:
                                 attempt="remove the folder, or gradatim prepare … --out DIR")) from None  # fmt: skip
     tokenizer = load_tokenizer(folder / "tokenizer.json")
 
+    def opened(name: str) -> TokenFile:
+        file = TokenFile.open(folder / name, tokenizer=tokenizer.fingerprint)
+        _ = file.meta  # raises where there is none: nothing else tells that the tokens are whole and this tokenizer's
+        return file
+
     def part(name: str) -> TokenFile | None:
         exists = (folder / f"{name}.idx").exists() or (folder / f"{name}.bin").exists()
-        return TokenFile.open(folder / name, tokenizer=tokenizer.fingerprint) if exists else None
+        return opened(name) if exists else None
 
-    train = TokenFile.open(folder / "train", tokenizer=tokenizer.fingerprint)
-    return Prepared(tokenizer, train, part("valid"), part("test"), report, fingerprint)
+    return Prepared(tokenizer, opened("train"), part("valid"), part("test"), report, fingerprint)
 
 
 def _fingerprint(config: DataConfig) -> str:
