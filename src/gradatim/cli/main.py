@@ -163,6 +163,9 @@ _MACHINE: dict[int | None, str] = {
     errno.EROFS: "write elsewhere: this file system is read-only",
     errno.EACCES: "change the permissions, or name another path",
     errno.EPERM: "change the permissions, or name another path",
+    errno.ENOTDIR: "name another path: a file stands where a folder should be",
+    errno.EISDIR: "name a file: this is a folder",
+    errno.ENAMETOOLONG: "name a shorter path",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
 }
 """What the machine refuses (errno), and what to do about it."""
