@@ -150,7 +150,8 @@ def _read(recipe: str) -> tuple[bytes, str]:
         ) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(Problem(where=recipe, what=f"this recipe cannot be read: {reason}")) from None
+        what = f"this recipe cannot be read: {reason}"
+        raise ConfigError(Problem(where=recipe, what=what, attempt="check the path and its permissions")) from None
 
 
 # --------------------------------------------------------------------------- what overrides replace

@@ -91,7 +91,8 @@ def _line(mark: Any) -> int:
 
 
 def _unreadable(where: str, what: str, got: str, allowed: str) -> ConfigError:
-    return ConfigError(Problem(where=where, what=what, got=got, allowed=allowed))
+    attempt = "start from a recipe that is sound: gradatim check gpt > mine.yaml"
+    return ConfigError(Problem(where=where, what=what, got=got, allowed=allowed, attempt=attempt))
 
 
 def _refuse_bombs(text: str, name: str) -> None:

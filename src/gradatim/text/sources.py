@@ -202,7 +202,8 @@ def _parquet(path: Path, column: str) -> Iterator[str]:
     try:
         file = parquet.ParquetFile(path)
     except Exception as error:  # pyarrow has a family of its own
-        raise DataError(Problem(where=str(path), what=f"this is not a parquet file: {error}")) from None
+        raise DataError(Problem(where=str(path), what=f"this is not a parquet file: {error}",
+                                attempt="fetch the file again, or name a text .txt")) from None  # fmt: skip
     if column not in file.schema_arrow.names:
         raise DataError(Problem(where=str(path), what=f"there is no column {column!r}",
                                 got=", ".join(file.schema_arrow.names), attempt="--data.column NAME"))  # fmt: skip
@@ -219,7 +220,8 @@ def _hugging_face(name: str, split: str, config: DataConfig) -> Iterator[str]:
     try:
         rows = datasets.load_dataset(parts[0], parts[1] or None if len(parts) > 1 else None, split=chosen)
     except Exception as error:
-        raise DataError(Problem(where=name, what=f"the data set cannot be loaded: {error}")) from None
+        raise DataError(Problem(where=name, what=f"the data set cannot be loaded: {error}",
+                                attempt="check its name and the network, or name files")) from None  # fmt: skip
     for row in rows:
         yield _cell(row, config.column, name)
 

@@ -225,6 +225,7 @@ def load_weights(model: torch.nn.Module, tensors: dict[str, Tensor], where: Path
                 what=f"{name} has another shape",
                 got=str(list(tensors[name].shape)),
                 allowed=str(list(own[name].shape)),
+                attempt="is it of another model?",
             )
             for name in own.keys() & tensors.keys()
             if own[name].shape != tensors[name].shape
