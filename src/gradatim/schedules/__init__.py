@@ -1,0 +1,26 @@
+"""Pipeline schedules as data: built, lowered, validated, simulated, drawn. Without torch.
+
+``build_schedule`` gives each rank's actions, ``lower`` adds sends and receives, and that one object is checked
+(``validate``), timed (``simulate``), drawn (``draw_text``, ``draw_svg``) and run by the executor in ``parallel/``.
+"""
+
+from __future__ import annotations
+
+from gradatim.schedules.actions import Action, Schedule, looped, peak_in_flight, v_shaped
+from gradatim.schedules.build import SCHEDULES, bubble_formula, build_schedule, schedule_problems
+from gradatim.schedules.simulate import Simulation, durations, simulate
+
+__all__ = [
+    "SCHEDULES",
+    "Action",
+    "Schedule",
+    "Simulation",
+    "bubble_formula",
+    "build_schedule",
+    "durations",
+    "looped",
+    "peak_in_flight",
+    "schedule_problems",
+    "simulate",
+    "v_shaped",
+]
