@@ -105,7 +105,7 @@ class HowMuch:
         self.asked += [
             (a, b) for a, b in zip(ids.flatten().tolist(), targets.flatten().tolist(), strict=True) if b >= 0
         ]
-        return places.double().expand(ids.shape).where(counted, 0.0), Read(state.count + ids.shape[1], ids[:, -1])
+        return places.double().expand(ids.shape).where(targets >= 0, 0.0), Read(state.count + ids.shape[1], ids[:, -1])
 
 
 # --------------------------------------------------------------------------- the windows themselves

@@ -40,7 +40,8 @@ ODD = ["\n", "  ", "'s", "<|endoftext|>", "\x1c", "\xa0"]
 
 # Arbitrary characters, and strings that are made of what the vocabularies know.
 texts = st.one_of(
-    st.text(max_size=60),
+    st.text(st.characters(exclude_categories=["Cs", "Cn"]), max_size=60),  # assigned: what is newer than this Python's
+    # Unicode is a letter to the library only
     st.lists(st.sampled_from(" ".join(TEXT).split(" ") + ODD), max_size=30)
     .map(" ".join),
     st.lists(st.sampled_from("abn \n'slt1é日🙂\u0301"), max_size=60).map("".join),

@@ -67,7 +67,7 @@ class Decoder:
                 attempt = str(error) if isinstance(error, _WrongError) else ""
                 return self._wrong(path, entry, f"this value does not fit {path}", type_text(hint), attempt)
         if not isinstance(entry.value, dict):
-            attempt = f"{path}.kind {entry.value}" if entry.value in kinds else ""
+            attempt = f"{path}.kind {entry.value}" if isinstance(entry.value, str) and entry.value in kinds else ""
             return self._wrong(path, entry, f"{path} is a section, not a value", "its fields", attempt)
         if kinds:
             hint = self._kind(kinds, entry.value, path, type(default))
