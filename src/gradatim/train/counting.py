@@ -27,7 +27,7 @@ def count(config: RunConfig, run: Run, prepared: Prepared, say: Callable[[str], 
     """Count, smooth, judge and save; a run that is done already is only reported.
 
     Raises:
-        ConfigError: the smoothing has no solution on this text (Kneser-Ney's discounts).
+        DataError: the smoothing has no solution on this text (Kneser-Ney's discounts).
         CheckpointError: the run was done, but what it saved is damaged.
         LaunchError: the model cannot be saved.
     """

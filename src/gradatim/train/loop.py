@@ -18,7 +18,7 @@ import torch
 
 from gradatim.config import config_to_yaml
 from gradatim.config.settings import NgramConfig, RunConfig
-from gradatim.errors import CheckpointError, Interrupted, LaunchError, NonFiniteError, Problem
+from gradatim.errors import CheckpointError, DataError, Interrupted, LaunchError, NonFiniteError, Problem
 from gradatim.evaluate.likelihood import Stopped, log_probs
 from gradatim.models import build_model
 from gradatim.objectives.next_token import next_token, target_count
@@ -93,17 +93,24 @@ def train(
         if run.exists:
             refuse_changes(run.config, config, directory / "config.yaml")
         prepared = prepare(config.data, say=say)
-        if not run.exists:
+        fresh = not run.exists
+        if fresh:
             Run.create(directory, config, prepared.tokenizer)
         elif run.tokenizer.fingerprint != prepared.tokenizer.fingerprint:
             raise data_changed(directory / "tokenizer.json")
         else:
             (directory / "config.yaml").write_text(config_to_yaml(config), encoding="utf-8")
-        if isinstance(config.model, NgramConfig):
-            from gradatim.train.counting import count
+        try:
+            if isinstance(config.model, NgramConfig):
+                from gradatim.train.counting import count
 
-            return count(config, run, prepared, say)
-        return Trainer(config, run, prepared, say).train()
+                return count(config, run, prepared, say)
+            trainer = Trainer(config, run, prepared, say)
+        except DataError:
+            if fresh:  # refused before the first step: no run may stand in the way of the mended command
+                (directory / "config.yaml").unlink()
+            raise
+        return trainer.train()
 
 
 class Trainer:
