@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from gradatim.schedules.actions import Action, Schedule, looped, peak_in_flight, v_shaped
 from gradatim.schedules.build import SCHEDULES, bubble_formula, build_schedule, schedule_problems
+from gradatim.schedules.lower import lower
 from gradatim.schedules.simulate import Simulation, durations, simulate
+from gradatim.schedules.validate import validate
 
 __all__ = [
     "SCHEDULES",
@@ -19,8 +21,10 @@ __all__ = [
     "build_schedule",
     "durations",
     "looped",
+    "lower",
     "peak_in_flight",
     "schedule_problems",
     "simulate",
     "v_shaped",
+    "validate",
 ]
