@@ -35,6 +35,7 @@ FORBIDDEN = {
     "shapes": {"cli", "decode", "evaluate", "interop", "models", "objectives", "report", "serve", "text", "train"},
     "text": {"cli", "decode", "evaluate", "interop", "models", "objectives", "report", "serve", "train"},
     "models": {"cli", "decode", "evaluate", "parallel", "report", "serve", "train"},
+    "parallel": {"cli", "decode", "interop", "report", "serve"},
     "objectives": {"cli", "decode", "evaluate", "interop", "report", "serve", "train"},
     "decode": {"cli", "interop", "report", "serve"},
     "evaluate": {"cli", "report", "serve"},
@@ -77,6 +78,15 @@ def test_imports_follow_the_data(path: Path) -> None:
         assert not {name for name in imported if name.split(".")[0] == "torch"}
     inner = {name.split(".")[1] for name in imported if name.startswith("gradatim.")}
     assert inner & FORBIDDEN.get(folder, set()) == set()
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if folder_of(path) == "parallel"], ids=name_of)
+def test_parallel_knows_no_concrete_model(path: Path) -> None:
+    concrete = {"gpt", "ngram", "recurrent", "window"}
+    named = {
+        name.split(".")[2] for name in imports(parse(path)) if name.startswith(("gradatim.models.", "gradatim.shapes."))
+    }
+    assert named & concrete == set()
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
