@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from gradatim.schedules.actions import Action, Schedule, looped, peak_in_flight, v_shaped
 from gradatim.schedules.build import SCHEDULES, bubble_formula, build_schedule, schedule_problems
+from gradatim.schedules.draw import draw_svg, draw_text, timeline_rows, timeline_svg, timeline_text
 from gradatim.schedules.lower import lower
 from gradatim.schedules.simulate import Simulation, durations, simulate
 from gradatim.schedules.validate import validate
@@ -19,12 +20,17 @@ __all__ = [
     "Simulation",
     "bubble_formula",
     "build_schedule",
+    "draw_svg",
+    "draw_text",
     "durations",
     "looped",
     "lower",
     "peak_in_flight",
     "schedule_problems",
     "simulate",
+    "timeline_rows",
+    "timeline_svg",
+    "timeline_text",
     "v_shaped",
     "validate",
 ]

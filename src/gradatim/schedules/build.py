@@ -122,14 +122,21 @@ def bubble_formula(
 ) -> Fraction | None:
     """The bubble overhead (makespan/ideal − 1) by the papers' formula, for equal chunks and free transfers.
 
-    ``forward`` and ``backward`` are one chunk's times for one microbatch, in any one unit. None where no formula is
-    known: zero-bubble needs forward = backward/2 (F = I = W) and at least as many microbatches as stages.
+    ``forward`` and ``backward`` are one chunk's times for one microbatch, in any one unit; only zero-bubble's overhead
+    depends on them. None where no formula is known: zero-bubble needs at least as many microbatches as stages, and a
+    forward pass no shorter than half a backward pass (F ≥ I = W).
     """
     p, m, v = stages, microbatches, chunks
     if name == "naive":
         return Fraction(p - 1)
     if name in ("gpipe", "1f1b", "interleaved"):
         return Fraction(p - 1, v * m)
-    if name == "zero-bubble" and 2 * forward == backward and m >= p:
-        return Fraction(p - 1, 3 * m)  # (p−1)(F + I − W) over m(F + I + W)
+    if name == "zero-bubble" and 2 * forward >= backward and m >= p and forward + backward:
+        return Fraction(p - 1, m) * Fraction(forward) / (forward + backward)  # (p−1)(F + I − W) of bubble, and I = W
     return None
+
+
+def formula_text(name: str) -> str:
+    """The formula that ``bubble_formula`` evaluates, as text; B is a whole backward pass."""
+    texts = {"naive": "p-1", "interleaved": "(p-1)/(v m)", "zero-bubble": "(p-1)/m * F/(F+B)"}
+    return texts.get(name, "(p-1)/m")

@@ -34,7 +34,9 @@ def durations(forward: Time | Sequence[Time] = 1, backward: Time | Sequence[Time
         whole = of(backward, action.chunk)
         if action.kind == "B":
             return whole
-        return Fraction(whole, 2) if isinstance(whole, int) else whole / 2
+        if isinstance(whole, int):  # a whole number stays one where it can: fractions are exact too, but slow
+            return whole // 2 if whole % 2 == 0 else Fraction(whole, 2)
+        return whole / 2
 
     return duration
 
@@ -71,10 +73,9 @@ class Simulation:
     @property
     def bubble_overhead(self) -> Time:
         """makespan/ideal − 1: the idle share of the step, against the work. Zero where there is no work."""
-        ideal = self.ideal
+        makespan, ideal = self.makespan, self.ideal
         if not ideal:
             return 0
-        makespan = self.makespan
         exact = not isinstance(makespan, float) and not isinstance(ideal, float)
         return Fraction(makespan) / Fraction(ideal) - 1 if exact else makespan / ideal - 1
 
@@ -118,11 +119,11 @@ def simulate(
             action = actions[position[rank]]
             if action.computes:
                 needed = action.needs(last)
-                missing = next((result for result in needed if result not in done), None)
+                missing = [result for result in needed if result not in done]
                 if missing:
-                    waiting.setdefault(missing, []).append(rank)
+                    waiting.setdefault(missing[0], []).append(rank)
                     break
-                start = max([clock[rank], *(arrival(result, rank) for result in needed)])
+                start = max([clock[rank], *[arrival(result, rank) for result in needed]])
                 clock[rank] = start + duration(action)
                 spans[rank][position[rank]] = (start, clock[rank])
                 order.append((rank, position[rank]))
