@@ -15,7 +15,9 @@ from gradatim.config import check_config, load
 from gradatim.config.describe import hints as hints_of
 from gradatim.config.describe import model_settings, option_names, variants
 from gradatim.config.rules import RANGES, problems
-from gradatim.config.settings import RunConfig
+from gradatim.config.settings import LayoutConfig, RunConfig
+
+SPLIT = hints_of(LayoutConfig)["split"]
 
 GPT = """\
 steps: 3000
@@ -30,7 +32,8 @@ def recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Work where gpt.yaml and lstm.yaml lie; the packaged recipes may be tuned at any time."""
     monkeypatch.chdir(tmp_path)
     Path("gpt.yaml").write_text(GPT)
-    Path("lstm.yaml").write_text("model: {kind: lstm}")
+    for kind in ("lstm", "window", "ngram"):
+        Path(f"{kind}.yaml").write_text(f"model: {{kind: {kind}}}")
 
 
 BROKEN: list[tuple[str, dict[str, str], str]] = [
@@ -45,15 +48,85 @@ BROKEN: list[tuple[str, dict[str, str], str]] = [
         {"optimizer.schedule": "warmup-stable-decay", "optimizer.decay_steps": "2950"},
         "the final fall does not fit",
     ),
-    ("gpt.yaml", {"layout.tp": "2"}, "this version trains in one process"),
-    ("gpt.yaml", {"layout.pp": "4"}, "this version trains in one process"),
-    ("gpt.yaml", {"layout.dp": "8"}, "this version trains in one process"),
-    ("gpt.yaml", {"layout.chunks": "2"}, "this version trains in one process"),
-    ("gpt.yaml", {"layout.zero": "1"}, "this version trains in one process"),
-    ("gpt.yaml", {"layout.sequence_parallel": "true"}, "this version trains in one process"),
-    ("gpt.yaml", {"layout.recompute": "full"}, "recomputation comes with a later version"),
+    # tensor parallelism: gpt.yaml has 6 heads, width 192
+    ("gpt.yaml", {"layout.tp": "4"}, "the heads must fall into tp equal parts"),
+    (
+        "gpt.yaml",
+        {"layout.tp": "3", "model.n_kv_heads": "2", "model.vocab_multiple": "192"},
+        "the heads of keys and values must fall",
+    ),
+    (
+        "gpt.yaml",
+        {"layout.tp": "3", "model.d_ff": "500", "model.vocab_multiple": "96"},
+        "the feed-forward width must fall",
+    ),
+    (
+        "gpt.yaml",
+        {"layout.tp": "3", "model.activation": "swiglu", "model.d_model": "96", "model.vocab_multiple": "96"},
+        "the feed-forward width, 256, must fall",
+    ),
+    ("gpt.yaml", {"layout.tp": "3"}, "the padded vocabulary, a multiple of vocab_multiple, must fall"),
+    (
+        "gpt.yaml",
+        {"layout.tp": "2", "layout.sequence_parallel": "true", "context": "33"},
+        "the context, by sequence parallelism, must fall",
+    ),
+    # pipelines: gpt.yaml has 4 layers
+    ("gpt.yaml", {"layout.pp": "8"}, "each stage needs a layer, 8 in all"),
+    (
+        "gpt.yaml",
+        {"layout.pp": "2", "layout.chunks": "4", "layout.schedule": "interleaved", "layout.microbatch": "2"},
+        "each chunk of each stage needs a layer, 8 in all",
+    ),
+    (
+        "gpt.yaml",
+        {"layout.pp": "4", "layout.chunks": "5", "layout.schedule": "interleaved", "layout.microbatch": "2"},
+        "each chunk of each stage needs a layer, 20 in all",
+    ),
+    ("gpt.yaml", {"layout.chunks": "2"}, "chunks interleave the stages of a pipeline, and here is one stage"),
+    ("gpt.yaml", {"layout.pp": "2", "layout.split": "2,1"}, "every layer must be in one chunk"),
+    ("gpt.yaml", {"layout.pp": "2", "layout.split": "4"}, "every layer must be in one chunk"),
+    ("gpt.yaml", {"layout.split": "3"}, "every layer must be in one chunk"),
+    ("gpt.yaml", {"layout.pp": "2", "layout.chunks": "2"}, "1f1b holds one chunk per rank"),
+    (
+        "gpt.yaml",
+        {"layout.pp": "2", "layout.chunks": "2", "layout.microbatch": "2", "layout.schedule": "gpipe"},
+        "gpipe holds one chunk per rank",
+    ),
+    (
+        "gpt.yaml",
+        {"layout.pp": "2", "layout.schedule": "interleaved"},
+        "interleaved sends microbatches in groups of one per stage: 1 is not divisible by 2",
+    ),
+    (
+        "gpt.yaml",
+        {"layout.pp": "4", "layout.schedule": "interleaved", "global_batch": "18", "layout.microbatch": "3"},
+        "interleaved sends microbatches in groups of one per stage: 6 is not divisible by 4",
+    ),
+    (
+        "gpt.yaml",
+        {"layout.pp": "4", "layout.microbatch": "1", "global_batch": "900000"},
+        "this schedule has 7,200,000 actions",
+    ),
+    # the batch: gpt.yaml has 16 sequences
+    ("gpt.yaml", {"layout.dp": "3"}, "replicas must share the batch evenly"),
+    ("gpt.yaml", {"layout.dp": "32"}, "replicas must share the batch evenly"),
+    ("gpt.yaml", {"layout.dp": "3", "layout.microbatch": "4"}, "replicas must share the batch evenly"),
+    ("gpt.yaml", {"layout.dp": "4", "layout.microbatch": "3"}, "microbatches must share a replica's part evenly"),
+    ("gpt.yaml", {"layout.dp": "4", "layout.microbatch": "8"}, "microbatches must share a replica's part evenly"),
     ("gpt.yaml", {"layout.microbatch": "3"}, "microbatches must share the batch evenly"),
     ("gpt.yaml", {"layout.microbatch": "32"}, "microbatches must share the batch evenly"),
+    # what is not for training, or not for every model
+    ("gpt.yaml", {"layout.zero": "2"}, "training shards the optimizer's state"),
+    ("gpt.yaml", {"layout.zero": "3", "layout.dp": "2"}, "training shards the optimizer's state"),
+    ("gpt.yaml", {"compile": "true", "layout.dp": "2"}, "compiled blocks train in one process"),
+    ("lstm.yaml", {"layout.dp": "2"}, "a recurrent model reads its text as one stream, step by step, in one process"),
+    ("lstm.yaml", {"layout.pp": "2"}, "a recurrent model reads its text as one stream, step by step"),
+    ("lstm.yaml", {"layout.recompute": "full"}, "layout.recompute is of Transformers"),
+    ("lstm.yaml", {"layout.chunks": "2"}, "layout.chunks is of Transformers"),
+    ("lstm.yaml", {"layout.zero": "3"}, "layout.zero is of Transformers"),
+    ("window.yaml", {"layout.tp": "2"}, "this model is small, and trains in one process"),
+    ("ngram.yaml", {"layout.dp": "8"}, "n-grams are counted in one pass over the text"),
     ("gpt.yaml", {"data.train": ""}, "there is nothing to learn from"),
     (
         "gpt.yaml",
@@ -101,6 +174,62 @@ def test_nearest_legal_values() -> None:
     assert problem.allowed == "n_heads 6 or 8, or d_model 189 or 196"
     (problem,) = check_config("gpt.yaml", {"layout.microbatch": "5"})
     assert problem.allowed == "microbatch 4 or 8, or global_batch 15 or 20"
+    (problem,) = check_config("gpt.yaml", {"layout.tp": "4"})
+    assert problem.allowed == "tp 3 or 6, or n_heads 4 or 8"
+    assert problem.attempt == "--layout.tp 2"  # 3 would not fit the vocabulary's padding
+    (problem,) = check_config("gpt.yaml", {"layout.dp": "5"})
+    assert problem.allowed == "dp 4 or 8, or global_batch 15 or 20"
+    (problem,) = check_config(
+        "gpt.yaml", {"layout.pp": "4", "layout.schedule": "interleaved", "layout.microbatch": "3", "global_batch": "18"}
+    )
+    assert problem.allowed == "4 or 8 (multiples of 4) of them: global_batch 12 or 24"
+
+
+def test_every_reason_against_a_layout_at_once() -> None:
+    overrides = {
+        "layout.tp": "5", "layout.pp": "3", "layout.dp": "3", "layout.chunks": "2", "layout.zero": "3",
+        "layout.sequence_parallel": "true", "compile": "true", "context": "256",
+    }  # fmt: skip
+    found = check_config("gpt.yaml", overrides)
+    assert [p.what for p in found] == [
+        "replicas must share the batch evenly",
+        "the heads must fall into tp equal parts",
+        "the feed-forward width, 768, must fall into tp equal parts",
+        "the padded vocabulary, a multiple of vocab_multiple, must fall into tp equal parts",
+        "the context, by sequence parallelism, must fall into tp equal parts",
+        "each chunk of each stage needs a layer, 6 in all",
+        "training shards the optimizer's state over dp at most; stages 2 and 3 are the planner's business",
+        "compiled blocks train in one process",
+    ]
+    assert len({p.attempt for p in found if "--layout.tp" in p.attempt}) == 1
+
+
+LEGAL = [
+    {"layout.tp": "2", "layout.sequence_parallel": "true"},
+    {"layout.sequence_parallel": "true"},
+    {"layout.pp": "4", "layout.microbatch": "2", "layout.schedule": "zero-bubble"},
+    {"layout.pp": "4"},  # one microbatch: slow, not wrong
+    {"layout.pp": "2", "layout.chunks": "2", "layout.schedule": "interleaved", "layout.microbatch": "8"},
+    {"layout.pp": "2", "layout.split": "1,3"},
+    {"layout.pp": "2", "layout.split": "by-cost"},
+    {"layout.dp": "16", "layout.zero": "1"},
+    {"layout.schedule": "interleaved"},
+    {"layout.recompute": "selective"},
+    {"layout.tp": "2", "layout.pp": "2", "layout.dp": "2", "layout.microbatch": "1", "layout.timeout": "2.5"},
+]
+
+
+@pytest.mark.parametrize("overrides", LEGAL)
+def test_layouts_that_can_be_had(overrides: dict[str, str]) -> None:
+    assert check_config("gpt.yaml", overrides) == []
+
+
+def test_a_misspelt_split_is_told_the_nearest_word() -> None:
+    (problem,) = check_config("gpt.yaml", {"layout.split": "by_cost"})
+    assert problem.attempt == "--layout.split by-cost"
+    assert problem.allowed == "uniform|by-cost or list of whole number"
+    (problem,) = check_config("gpt.yaml", {"layout.split": "4,0"})
+    assert problem.what == "layout.split is out of range"
 
 
 def test_a_rule_points_at_the_line_that_set_its_field(tmp_path: Any) -> None:
@@ -120,7 +249,7 @@ def test_every_range_is_of_a_field_and_every_number_has_a_range() -> None:
         prefix + name
         for prefix, cls in sections
         for name, hint in hints_of(cls).items()
-        if hint in (int, float, int | None, float | None, tuple[float, float])
+        if hint in (int, float, int | None, float | None, tuple[float, float], SPLIT)
     }
     assert numbers == set(RANGES)
 

@@ -1,7 +1,7 @@
 """``gradatim check RECIPE``: every problem of a recipe and its overrides at once, without torch, in a moment.
 
 What passes is printed as YAML, every field written out, so ``gradatim check gpt --steps 500 > mine.yaml``
-makes a recipe of one's own.
+makes a recipe of one's own. A layout of several ranks is followed by the map of them, as comments.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ import click
 
 from gradatim.cli.output import Verb, emit, json_option, overrides_argument, say, show_problems
 from gradatim.config import config_to_yaml, load
+from gradatim.config.derived import world_size
+from gradatim.config.grid import rank_map
+from gradatim.config.settings import RunConfig
 from gradatim.errors import ConfigError
 
 
@@ -30,4 +33,18 @@ def command(ctx: click.Context, recipe: str, overrides: dict[str, str], as_json:
     document = {"ok": True, **({"notes": list(loaded.notes)} if loaded.notes else {})}
     for note in () if as_json else loaded.notes:
         say(f"note: {note}")
-    emit(document, as_json, lambda: f"# {recipe}: no problems\n{config_to_yaml(loaded.config).rstrip()}")
+    emit(document, as_json, lambda: _recipe(recipe, loaded.config))
+
+
+def _recipe(name: str, config: RunConfig) -> str:
+    return f"# {name}: no problems\n{config_to_yaml(config)}{_ranks(config)}".rstrip()
+
+
+def _ranks(config: RunConfig) -> str:
+    """The map of ranks as comments; a split by cost depends on the vocabulary, which training has yet to make."""
+    if world_size(config.layout) == 1:
+        return ""
+    from gradatim.shapes.split import layers_of_chunks
+
+    layers = None if config.layout.split == "by-cost" else layers_of_chunks(config, vocab_size=0)
+    return "".join(f"# {line}\n" for line in rank_map(config.layout, layers))

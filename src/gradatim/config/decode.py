@@ -11,6 +11,7 @@ another kind of model. Three branches and eight types are all there is to decode
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import math
@@ -144,9 +145,14 @@ def _coerce(hint: Any, entry: Entry) -> Any:
     """The entry as a value of a type that is no section. Raises ValueError (with advice: _WrongError)."""
     origin, arguments, text = get_origin(hint), get_args(hint), entry.value
     nothing = isinstance(text, str) and text in _NULLS and not entry.quoted
-    if origin in (Union, types.UnionType):  # X | None is the only union of values
-        (inner,) = (a for a in arguments if a is not type(None))
-        return None if nothing else _coerce(inner, entry)
+    if origin in (Union, types.UnionType):
+        if nothing and type(None) in arguments:
+            return None
+        first, *others = (a for a in arguments if a is not type(None))
+        for other in others:  # a list besides words: tried before them, so that a wrong word is told the nearest one
+            with contextlib.suppress(ValueError):
+                return _coerce(other, entry)
+        return _coerce(first, entry)
     if origin is tuple:
         if isinstance(text, str):
             parts = [part.strip() for part in text.split(",")] if text else []

@@ -7,11 +7,12 @@ could not be read stays silent, since that is reported already. Each says the ne
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Set
 from typing import Any
 
 from gradatim.config.describe import scalar_text
+from gradatim.config.nearby import divisors, either, multiples
+from gradatim.config.rules_layout import layout
 from gradatim.config.settings import GptConfig, RecurrentConfig, RunConfig
 from gradatim.errors import Problem
 
@@ -55,6 +56,8 @@ RANGES: dict[str, str] = {
     "layout.dp": COUNT,
     "layout.chunks": COUNT,
     "layout.microbatch": COUNT,
+    "layout.split": COUNT,
+    "layout.timeout": "(0, 604800]",
     "evaluation.every": COUNT,
     "evaluation.tokens": COUNT,
     "evaluation.patience": COUNT,
@@ -62,8 +65,6 @@ RANGES: dict[str, str] = {
     "checkpoint.keep": COUNT,
 }
 """The interval each number lies in; null, where a field admits it, always does."""
-
-LATER = "this version trains in one process; layouts of several ranks come with a later one"
 
 
 def problems(
@@ -73,19 +74,19 @@ def problems(
 
     ``places`` says where a dotted field was set (``my.yaml:3``); rules on a field in ``broken`` are left out.
     """
-    ranges = _Rules(config, places or {}, set(broken))
+    ranges = Rules(config, places or {}, set(broken))
     for path, interval in RANGES.items():
         _in_range(ranges, path, interval)
     # A number out of its range is one problem, not also the cause of others: the rules below see its default.
     for path in ranges.failed:
         config = _with_default(config, path.split("."))
-    rules = _Rules(config, places or {}, broken | ranges.failed)
-    for group in (_model, _optimizer, _layout, _data, _evaluation):
+    rules = Rules(config, places or {}, broken | ranges.failed)
+    for group in (_model, _optimizer, layout, _data, _evaluation):
         group(config, rules)
     return ranges.found + rules.found
 
 
-class _Rules:
+class Rules:
     """Collects what fails, and knows where each field was set."""
 
     def __init__(self, config: RunConfig, places: Mapping[str, str], broken: Set[str]) -> None:
@@ -126,9 +127,10 @@ def _with_default(section: Any, path: list[str]) -> Any:
     return dataclasses.replace(section, **{name: inner})
 
 
-def _in_range(rules: _Rules, path: str, interval: str) -> None:
+def _in_range(rules: Rules, path: str, interval: str) -> None:
     """Hold every number at ``path`` to an interval such as ``[0, 1)``."""
     value = rules.get(path)
+    value = None if isinstance(value, str) else value  # one of the words that stand beside numbers
     low, high = (float(bound) for bound in interval[1:-1].split(","))
     open_low, open_high = interval[0] == "(", interval[-1] == ")"
     for number in value if isinstance(value, tuple) else [] if value is None else [value]:
@@ -145,7 +147,7 @@ def _in_range(rules: _Rules, path: str, interval: str) -> None:
         rules.require(kept, path, f"{path} is out of range", allowed=words, attempt=attempt)
 
 
-def _model(config: RunConfig, rules: _Rules) -> None:
+def _model(config: RunConfig, rules: Rules) -> None:
     model = config.model
     if isinstance(model, RecurrentConfig):
         rules.require(
@@ -162,28 +164,28 @@ def _model(config: RunConfig, rules: _Rules) -> None:
         model.d_model % model.n_heads == 0,
         "model.n_heads model.d_model",
         "the heads must share the width evenly",
-        allowed=f"n_heads {_either(_divisors(model.d_model, heads))}, "
-        f"or d_model {_either(_multiples(heads, model.d_model))}",
-        attempt=f"--model.n_heads {_divisors(model.d_model, heads)[0]}",
+        allowed=f"n_heads {either(divisors(model.d_model, heads))}, "
+        f"or d_model {either(multiples(heads, model.d_model))}",
+        attempt=f"--model.n_heads {divisors(model.d_model, heads)[0]}",
     )
-    groups = _divisors(model.n_heads, model.n_kv_heads or 1)
+    groups = divisors(model.n_heads, model.n_kv_heads or 1)
     rules.require(
         model.n_heads % (model.n_kv_heads or model.n_heads) == 0,
         "model.n_kv_heads model.n_heads",
         "each head of keys and values serves equally many query heads",
-        allowed=f"n_kv_heads {_either(groups)}",
+        allowed=f"n_kv_heads {either(groups)}",
         attempt=f"--model.n_kv_heads {groups[0]}",
     )
     rules.require(
         model.positions != "rotary" or model.d_model // model.n_heads % 2 == 0,
         "model.d_model model.n_heads model.positions",
         "rotary positions turn pairs, so a head's width (d_model / n_heads) must be even",
-        allowed=f"d_model {_either(_multiples(2 * heads, model.d_model))}",
+        allowed=f"d_model {either(multiples(2 * heads, model.d_model))}",
         attempt="--model.positions learned",
     )
 
 
-def _optimizer(config: RunConfig, rules: _Rules) -> None:
+def _optimizer(config: RunConfig, rules: Rules) -> None:
     optimizer, steps = config.optimizer, config.steps
     rules.require(
         optimizer.warmup <= steps,
@@ -209,39 +211,7 @@ def _optimizer(config: RunConfig, rules: _Rules) -> None:
     )
 
 
-def _layout(config: RunConfig, rules: _Rules) -> None:
-    layout = config.layout
-    for name, serial in {
-        "tp": 1,
-        "pp": 1,
-        "dp": 1,
-        "chunks": 1,
-        "sequence_parallel": False,
-        "zero": 0,
-    }.items():
-        path = f"layout.{name}"
-        kept = rules.get(path) == serial
-        rules.require(kept, path, LATER, allowed=scalar_text(serial), attempt=f"--{path} {scalar_text(serial)}")
-    rules.require(
-        layout.recompute == "none",
-        "layout.recompute",
-        "recomputation comes with a later version",
-        allowed="none",
-        attempt="--layout.recompute none",
-    )
-    if layout.microbatch is not None:
-        sizes = _divisors(config.global_batch, layout.microbatch)
-        rules.require(
-            config.global_batch % layout.microbatch == 0,
-            "layout.microbatch global_batch",
-            "microbatches must share the batch evenly",
-            allowed=f"microbatch {_either(sizes)}, or global_batch "
-            f"{_either(_multiples(layout.microbatch, config.global_batch))}",
-            attempt=f"--layout.microbatch {sizes[0]}",
-        )
-
-
-def _data(config: RunConfig, rules: _Rules) -> None:
+def _data(config: RunConfig, rules: Rules) -> None:
     data = config.data
     rules.require(
         bool(data.train),
@@ -278,7 +248,7 @@ def _data(config: RunConfig, rules: _Rules) -> None:
     )
 
 
-def _evaluation(config: RunConfig, rules: _Rules) -> None:
+def _evaluation(config: RunConfig, rules: Rules) -> None:
     held_out = bool(config.data.valid) or bool(set(config.data.train) & set(BUILT_IN))
     rules.require(
         config.evaluation.patience is None or held_out,
@@ -287,24 +257,3 @@ def _evaluation(config: RunConfig, rules: _Rules) -> None:
         allowed="null, or some data.valid",
         attempt="--evaluation.patience null",
     )
-
-
-# --------------------------------------------------------------------------- nearest legal values
-
-
-def _divisors(number: int, near: int) -> list[int]:
-    """The divisors of ``number`` next below and above ``near``, the closer first."""
-    small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
-    divisors = {*small, *(number // d for d in small)}
-    around = {max(d for d in divisors if d <= near), min((d for d in divisors if d >= near), default=number)}
-    return sorted(around, key=lambda d: abs(d - near))
-
-
-def _multiples(factor: int, near: int) -> list[int]:
-    """The positive multiples of ``factor`` around ``near``."""
-    below = near // factor * factor
-    return [m for m in (below, below + factor) if m > 0]
-
-
-def _either(numbers: list[int]) -> str:
-    return " or ".join(map(str, sorted(numbers)))

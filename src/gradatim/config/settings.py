@@ -200,6 +200,10 @@ class LayoutConfig:
     """How much optimizer state, gradient and weight is sharded over dp."""
     recompute: Literal["none", "selective", "full"] = "none"
     """What the backward pass computes again instead of storing."""
+    split: Literal["uniform", "by-cost"] | tuple[int, ...] = "uniform"
+    """Layers of each model chunk, first to last: as even as can be, evening out embedding and head too, or a list."""
+    timeout: float = 600.0
+    """Seconds that a rank waits for another before the run is declared hung."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,22 +5,16 @@ Splits over tensor-parallel ranks are those of Shoeybi et al. 2019 (arXiv:1909.0
 
 from __future__ import annotations
 
+from gradatim.config.derived import feed_forward_width
 from gradatim.config.settings import GptConfig
 from gradatim.shapes.parameters import COLUMN, REPLICATED, ROW, VOCAB, Matmul, ParameterShape, linear
+
+__all__ = ["feed_forward_width", "matmuls", "padded_vocabulary", "parameters"]
 
 
 def padded_vocabulary(vocab_size: int, multiple: int) -> int:
     """Rows of the embedding and output matrix."""
     return -(-vocab_size // multiple) * multiple
-
-
-def feed_forward_width(config: GptConfig) -> int:
-    """``d_ff``, or its customary value."""
-    if config.d_ff is not None:
-        return config.d_ff
-    if config.activation == "swiglu":
-        return -(-8 * config.d_model // (3 * 64)) * 64
-    return 4 * config.d_model
 
 
 def _norm(name: str, config: GptConfig) -> list[ParameterShape]:

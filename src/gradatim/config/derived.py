@@ -1,0 +1,25 @@
+"""Numbers that follow from settings: what a null stands for, and how many ranks and microbatches a layout has."""
+
+from __future__ import annotations
+
+from gradatim.config.settings import GptConfig, LayoutConfig, RunConfig
+
+
+def feed_forward_width(config: GptConfig) -> int:
+    """``d_ff``, or its customary value."""
+    if config.d_ff is not None:
+        return config.d_ff
+    if config.activation == "swiglu":
+        return -(-8 * config.d_model // (3 * 64)) * 64
+    return 4 * config.d_model
+
+
+def world_size(layout: LayoutConfig) -> int:
+    """Processes of a layout."""
+    return layout.tp * layout.pp * layout.dp
+
+
+def microbatch_count(config: RunConfig) -> int:
+    """Microbatches of a replica's step; the rules make sure that they come out even."""
+    share = config.global_batch // config.layout.dp
+    return share // (config.layout.microbatch or share)
