@@ -14,20 +14,23 @@ def build_model(config: ModelConfig, vocab_size: int, context: int, seed: int = 
     """A neural model with its initial weights, a pure function of the arguments. N-grams are fitted instead."""
     from gradatim.models.layers.init import initialise
 
-    model: NeuralLanguageModel
+    model = new_model(config, vocab_size, context)
+    initialise(model, seed)
+    return model
+
+
+def new_model(config: ModelConfig, vocab_size: int, context: int) -> NeuralLanguageModel:
+    """A neural model whose weights mean nothing yet; under ``torch.device("meta")`` they take no memory either."""
     if isinstance(config, GptConfig):
         from gradatim.models.gpt import GPT
 
-        model = GPT(config, vocab_size, context)
-    elif isinstance(config, RecurrentConfig):
+        return GPT(config, vocab_size, context)
+    if isinstance(config, RecurrentConfig):
         from gradatim.models.recurrent import RecurrentLM
 
-        model = RecurrentLM(config, vocab_size)
-    elif isinstance(config, WindowConfig):
+        return RecurrentLM(config, vocab_size)
+    if isinstance(config, WindowConfig):
         from gradatim.models.window import WindowLM
 
-        model = WindowLM(config, vocab_size)
-    else:
-        raise TypeError(f"{type(config).__name__} is fitted by counting (models.ngram), not built")
-    initialise(model, seed)
-    return model
+        return WindowLM(config, vocab_size)
+    raise TypeError(f"{type(config).__name__} is fitted by counting (models.ngram), not built")

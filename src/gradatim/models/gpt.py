@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gradatim.config.settings import GptConfig
 from gradatim.models.layers.attention import SelfAttention
@@ -26,7 +27,7 @@ from gradatim.models.layers.init import Init
 from gradatim.models.layers.norm import norm_layer
 from gradatim.models.layers.output import Head, Output
 from gradatim.models.layers.rotary import rotary_table
-from gradatim.models.neural import NeuralLanguageModel
+from gradatim.models.neural import NeuralLanguageModel, Recompute
 from gradatim.shapes.gpt import feed_forward_width, padded_vocabulary
 
 
@@ -46,7 +47,7 @@ class Block(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "b t d"],
-        rotation: Float[Tensor, "two t half"] | None = None,
+        rotation: Float[Tensor, "two from_t half"] | None = None,
         cache: KeyValueCache | None = None,
         layer: int = 0,
         mask: Bool[Tensor, "t all"] | None = None,
@@ -90,21 +91,43 @@ class GPT(NeuralLanguageModel):
         """An empty cache."""
         return KeyValueCache(batch)
 
+    def enter(self, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
+        """Token (and position) vectors."""
+        return self._enter(ids, 0)
+
+    def _enter(self, ids: Int[Tensor, "b t"], first: int) -> Float[Tensor, "b t d"]:
+        if first + ids.shape[1] > self.context:
+            raise ValueError(f"{first} + {ids.shape[1]} tokens do not fit the context of {self.context}")
+        x: Tensor = self.embed(ids, first)
+        return x
+
+    def run(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+        """The blocks held; ``full`` recomputation stores the input of each alone."""
+        again = self.recompute == "full" and torch.is_grad_enabled()
+        for block in self.blocks:
+            x = checkpoint(block, x, self.rotation, use_reentrant=False) if again else block(x, self.rotation)
+        return x
+
+    def set_recompute(self, what: Recompute) -> None:
+        """Choose what the backward pass computes again."""
+        self.recompute = what
+        for module in self.modules():
+            if isinstance(module, SelfAttention):
+                module.recompute = what == "selective"
+
     def hidden(
         self, ids: Int[Tensor, "b t"], state: KeyValueCache | None = None
     ) -> tuple[Float[Tensor, "b t d"], KeyValueCache | None]:
         """Vectors after the last block; with a state, the cache grows by the t tokens read."""
-        t = ids.shape[1]
-        first = 0 if state is None else state.length
-        if first + t > self.context:
-            raise ValueError(f"{first} + {t} tokens do not fit the context of {self.context}")
-        x = self.embed(ids, first)
-        rotation = None if self.rotation is None else self.rotation[:, first : first + t]
+        if state is None:
+            return self.run(self.enter(ids)), None
+        t, first = ids.shape[1], state.length
+        x = self._enter(ids, first)
+        rotation = None if self.rotation is None else self.rotation[:, first:]
         mask = None
-        if state is not None:
-            state = state.reserve(t, most=self.context)
-            if first and t > 1:  # the fused kernels' own causal mask starts at the first key, ours at key ``first``
-                mask = torch.ones(t, first + t, dtype=torch.bool, device=x.device).tril(first)
+        state = state.reserve(t, most=self.context)
+        if first and t > 1:  # the fused kernels' own causal mask starts at the first key, ours at key ``first``
+            mask = torch.ones(t, first + t, dtype=torch.bool, device=x.device).tril(first)
         for layer, block in enumerate(self.blocks):
             x = block(x, rotation, state, layer, mask)
         return x, state

@@ -100,11 +100,26 @@ class RecurrentLM(NeuralLanguageModel):
         self, ids: Int[Tensor, "b t"], state: RecurrentState | None = None
     ) -> tuple[Float[Tensor, "b t d"], RecurrentState]:
         """The last layer's hidden vectors, and the state after the last position."""
-        drop = locked_dropout if self.config.locked_dropout else F.dropout
-        x = drop(self.embed(ids), self.config.dropout, self.training)
+        return self._unroll(self.enter(ids), state)
+
+    def enter(self, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
+        """Token vectors, with dropout."""
+        return self._drop(self.embed(ids))
+
+    def run(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+        """The layers, from a state that has read nothing."""
+        return self._unroll(x, None)[0]
+
+    def _unroll(
+        self, x: Float[Tensor, "b t d"], state: RecurrentState | None
+    ) -> tuple[Float[Tensor, "b t d"], RecurrentState]:
         after = []
         for index, block in enumerate(self.blocks):
             x, layer = block(x, None if state is None or state.layers is None else state.layers[index])
-            x = drop(x, self.config.dropout, self.training)
+            x = self._drop(x)
             after.append(layer)
-        return x, RecurrentState(ids.shape[0], tuple(after))
+        return x, RecurrentState(x.shape[0], tuple(after))
+
+    def _drop(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+        drop = locked_dropout if self.config.locked_dropout else F.dropout
+        return drop(x, self.config.dropout, self.training)

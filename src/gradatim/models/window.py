@@ -92,8 +92,22 @@ class WindowLM(NeuralLanguageModel):
         self, ids: Int[Tensor, "b t"], state: WindowState | None = None
     ) -> tuple[Float[Tensor, "b t f"], WindowState]:
         """The hidden layer at each position, and the window after the last."""
+        x, state = self._read(ids, state)
+        return self.run(x), state
+
+    def enter(self, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t nd"]:
+        """The concatenated window before each prediction."""
+        return self._read(ids, None)[0]
+
+    def run(self, x: Float[Tensor, "b t nd"]) -> Float[Tensor, "b t f"]:
+        """The hidden layer, if held."""
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+    def _read(self, ids: Int[Tensor, "b t"], state: WindowState | None) -> tuple[Float[Tensor, "b t nd"], WindowState]:
         state = self.start(ids.shape[0]) if state is None else state
         known = torch.cat([state.recent, ids], dim=1)  # b past+t
         windows = known.unfold(1, self.config.window, 1).flatten(1)  # b t·n, oldest token of each window first
         x = self.embed(windows).view(*ids.shape, -1)  # b t n·d
-        return self.blocks[0](x), WindowState(known[:, ids.shape[1] :])
+        return x, WindowState(known[:, ids.shape[1] :])

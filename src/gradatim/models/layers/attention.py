@@ -5,9 +5,15 @@ Query heads may share keys and values in groups (Ainslie et al., 2023). The prod
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gradatim.models.layers.cache import KeyValueCache
 from gradatim.models.layers.rotary import rotate
@@ -27,29 +33,49 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(width, kv_heads * (self.group + 2) * self.head_dim, bias=bias)
         self.out = nn.Linear(heads * self.head_dim, width, bias=bias)
         self.dropout = dropout
+        self.recompute = False
+        """Whether the backward pass computes the core again, whose scores are the largest activations of all."""
+        self.core_random: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
+        """Where dropout of the core draws from, for a share of the heads that must not draw what others do."""
 
     def forward(
         self,
         x: Float[Tensor, "b t d"],
-        rotation: Float[Tensor, "two t half"] | None = None,
+        rotation: Float[Tensor, "two from_t half"] | None = None,
         cache: KeyValueCache | None = None,
         layer: int = 0,
         mask: Bool[Tensor, "t all"] | None = None,
     ) -> Float[Tensor, "b t d"]:
         """Attend to each position and those before it; with a cache, to its tokens too (``mask`` where t > 1)."""
-        b, t, _ = x.shape
-        heads = self.qkv(x).view(b, t, -1, self.group + 2, self.head_dim)  # b t kv group+2 k
+        rows = self.qkv(x)
+        b, t, _ = rows.shape  # of what is projected: x may be a share of the positions
+        heads = rows.view(b, t, -1, self.group + 2, self.head_dim)  # b t kv group+2 k
         q, k, v = heads.split([self.group, 1, 1], dim=3)
         q = q.reshape(b, t, -1, self.head_dim)  # b t h k
         k, v = k.squeeze(3), v.squeeze(3)  # b t kv k
         if rotation is not None:
+            rotation = rotation[:, :t]
             q, k = rotate(q, rotation), rotate(k, rotation)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # b h t k
         if cache is not None:
             k, v = cache.append(layer, k, v)
-        y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None and t > 1,
-            dropout_p=self.dropout if self.training else 0.0, enable_gqa=self.group > 1,
-        )  # fmt: skip
+        if self.recompute and torch.is_grad_enabled():
+            y = checkpoint(self._core, q, k, v, mask, use_reentrant=False)
+        else:
+            y = self._core(q, k, v, mask)
         y = self.out(y.transpose(1, 2).reshape(b, t, -1))  # b t h·k -> b t d
         return F.dropout(y, self.dropout, self.training) if self.dropout else y
+
+    def _core(
+        self,
+        q: Float[Tensor, "b h t k"],
+        k: Float[Tensor, "b kv all k"],
+        v: Float[Tensor, "b kv all k"],
+        mask: Bool[Tensor, "t all"] | None,
+    ) -> Float[Tensor, "b h t k"]:
+        dropout = self.dropout if self.training else 0.0
+        with self.core_random() if dropout else contextlib.nullcontext():
+            return F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=mask is None and q.shape[2] > 1, dropout_p=dropout,
+                enable_gqa=self.group > 1,
+            )  # fmt: skip

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from gradatim.models.layers.dropout import drop_words
+
+
+class Positions(nn.Module):
+    """A learned vector per position."""
+
+    def __init__(self, positions: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(positions, width))
+
+    def forward(self, first: int, t: int) -> Float[Tensor, "t d"]:
+        """Vectors of t positions from ``first`` on."""
+        return self.weight[first : first + t]
 
 
 class Embedding(nn.Module):
@@ -17,13 +30,15 @@ class Embedding(nn.Module):
     ) -> None:
         super().__init__()
         self.tokens = nn.Embedding(rows, width)
-        self.positions = None if positions is None else nn.Embedding(positions, width)
+        self.positions = None if positions is None else Positions(positions, width)
         self.dropout, self.word_dropout = dropout, word_dropout
 
     def forward(self, ids: Int[Tensor, "b t"], first: int = 0) -> Float[Tensor, "b t d"]:
         """Vectors of tokens whose leftmost stands at position ``first``."""
-        weight = drop_words(self.tokens.weight, self.word_dropout, self.training)
-        x = F.embedding(ids, weight)
+        if self.word_dropout:
+            x = F.embedding(ids, drop_words(self.tokens.weight, self.word_dropout, self.training))
+        else:
+            x = self.tokens(ids)
         if self.positions is not None:
-            x = x + self.positions.weight[first : first + ids.shape[1]]
+            x = x + self.positions(first, ids.shape[1])
         return F.dropout(x, self.dropout, self.training) if self.dropout else x

@@ -41,21 +41,21 @@ class Output(nn.Module):
         """Log-probabilities, at least in fp32."""
         return F.log_softmax(at_least_fp32(self.logits(hidden)), -1)
 
-    def log_prob(self, hidden: Float[Tensor, "n d"], targets: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """Log-probability of one word per row, 0 where the target is -100; chunk by chunk, for inference."""
+    def log_prob(self, hidden: Float[Tensor, "*n d"], targets: Int[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+        """Log-probability of one word per position, 0 where the target is -100; chunk by chunk, for inference."""
+        shape, hidden, targets = targets.shape, hidden.flatten(0, -2), targets.flatten()
         picked = hidden.new_zeros(len(targets), dtype=torch.promote_types(hidden.dtype, torch.float32))
         for rows in slices(len(targets), CHUNK_BYTES // (self.vocab_size * hidden.element_size())):
             wanted = targets[rows]
             found = self.log_probs(hidden[rows]).gather(1, wanted.clamp(min=0)[:, None])[:, 0]
             picked[rows] = found.masked_fill(wanted == IGNORE, 0.0)
-        return picked
+        return picked.view(shape)
 
-    def nll(self, hidden: Float[Tensor, "n d"], targets: Int[Tensor, " n"]) -> Float[Tensor, ""]:
-        """Sum over rows of -log p(target), rows with target -100 left out; differentiable (once)."""
-        kind = hidden.device.type
-        low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    def nll(self, hidden: Float[Tensor, "*n d"], targets: Int[Tensor, "*n"]) -> Float[Tensor, ""]:
+        """Sum over positions of -log p(target), those with target -100 left out; differentiable (once)."""
+        rows, wanted, low = hidden.flatten(0, -2), targets.flatten(), autocast_dtype(hidden)
         apply = LinearCrossEntropy.apply
-        loss: Tensor = apply(hidden, self.weight, self.bias, targets, self.vocab_size, low)  # type: ignore[no-untyped-call]
+        loss: Tensor = apply(rows, self.weight, self.bias, wanted, self.vocab_size, low)  # type: ignore[no-untyped-call]
         return loss
 
 
@@ -75,6 +75,12 @@ class Head(nn.Module):
         if self.projection is not None:
             hidden = self.projection(hidden)
         return hidden
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """What autocast has matmuls of such a tensor run in; None where it is off."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
 def at_least_fp32(x: Tensor) -> Tensor:

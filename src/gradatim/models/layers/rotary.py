@@ -12,9 +12,9 @@ from torch import Tensor
 
 
 def rotary_table(context: int, head_dim: int, theta: float) -> Float[Tensor, "two context half"]:
-    """Cosines and sines of every position, in float64 rounded to float32."""
-    inverse = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
-    angles = torch.arange(context, dtype=torch.float64)[:, None] * inverse
+    """Cosines and sines of every position, in float64 rounded to float32; on the CPU, whatever weights are made on."""
+    inverse = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu") / head_dim)
+    angles = torch.arange(context, dtype=torch.float64, device="cpu")[:, None] * inverse
     return torch.stack([angles.cos(), angles.sin()]).float()
 
 
