@@ -254,6 +254,16 @@ class Terminal(io.StringIO):
         return super().write(text)
 
 
+def test_words_are_kept_apart_where_the_prompt_ends(ask: Ask, plain: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("\n".join(LINES * 9) + "\n", encoding="utf-8")
+    options = ["--data.train", str(tmp_path / "text.txt"), "--data.cache", str(tmp_path / "cache")]
+    options += ["--data.tokenizer.kind", "word", "--data.tokenizer.vocab_size", "null", "--model.order", "2"]
+    ask("train", "ngram", "--run", tmp_path / "run", "--model.smoothing", "mle", *options)
+    assert plain("complete", tmp_path / "run", "like", "--max-new", "2") == "like it more\n"
+    assert plain("complete", tmp_path / "run", "like ", "--max-new", "2") == "like it more\n"
+    assert plain("complete", tmp_path / "run", "", "--max-new", "2")[0] in "at"
+
+
 def test_on_a_terminal_text_comes_token_by_token(
     run: Path, plain: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,6 +46,12 @@ def test_answers_at_once_and_without_torch_or_numpy(args: list[str]) -> None:
     assert min(times) < QUICK
 
 
+def test_no_verb_at_all_is_answered_with_the_help() -> None:
+    done = run()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == run("--help").stdout
+
+
 def test_help_lists_every_verb_without_importing_any() -> None:
     script = (
         "import sys, gradatim.cli.main as m; m.main(['--help']);"

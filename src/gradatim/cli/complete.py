@@ -77,8 +77,11 @@ def command(
 
     opened, model = open_run(run, checkpoint)
     streams = not as_json and n == 1 and beams == 1 and sys.stdout.isatty()
+    # Words and WordPiece have no token for the space before what follows.
+    spaced = prompt[-1:].strip() and opened.tokenizer.token_bytes(opened.tokenizer.boundary) is None
+    shown = prompt + " " if spaced else prompt
     if streams:
-        print(prompt, end="", flush=True)
+        print(shown, end="", flush=True)
     started = time.perf_counter()
     if beams > 1:
         found, dropped = beam_search(
@@ -100,4 +103,4 @@ def command(
         "tokens_per_second": sum(completion.tokens for completion in found) / seconds,
         "prompt_tokens_dropped": dropped,
     }
-    emit(document, as_json, lambda: "\n\n".join(prompt + completion.text for completion in found))
+    emit(document, as_json, lambda: "\n\n".join(shown + completion.text for completion in found))

@@ -12,23 +12,23 @@ from gradatim.cli.output import Table, Verb, emit, json_option
 
 @click.command(cls=Verb)
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option(
-    "--text", type=click.Path(path_type=Path), help="A file to judge on [the run's test text, or validation]."
-)
+@click.option("--text", metavar="PATH", help="A file to judge on [the run's test text, or validation].")
 @click.option("--stride", type=click.IntRange(min=1), help="Advance of the windows of a limited context [half of it].")
 @click.option("--checkpoint", default="best", show_default=True, help="best, last, or a step.")
 @json_option
-def command(run: Path, text: Path | None, stride: int | None, checkpoint: str, as_json: bool) -> None:
+def command(run: Path, text: str | None, stride: int | None, checkpoint: str, as_json: bool) -> None:
     """Judge the model of RUN: each token once, the end of each document included."""
     from gradatim.cli.output import say
     from gradatim.cli.runs import open_run
-    from gradatim.errors import DataError, Problem
+    from gradatim.errors import ConfigError, DataError, Problem
     from gradatim.evaluate.perplexity import evaluate_file, evaluate_tokens
     from gradatim.text.prepare import prepare
 
+    if text == "":
+        raise ConfigError(Problem(where="--text", what="the path is empty", attempt="name a file"))
     opened, model = open_run(run, checkpoint)
     if text is not None:
-        result = evaluate_file(model, opened.tokenizer, opened.config.data, text, stride, say)
+        result = evaluate_file(model, opened.tokenizer, opened.config.data, Path(text), stride, say)
     else:
         prepared = prepare(opened.config.data, say=say)
         name, file = ("test", prepared.test) if prepared.test is not None else ("validation", prepared.valid)

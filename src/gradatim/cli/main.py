@@ -80,15 +80,20 @@ class Verbs(click.Group):
     cls=Verbs,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     name="gradatim",
+    invoke_without_command=True,
 )
 @click.version_option(__version__, message="gradatim %(version)s")
 @click.option("--traceback", is_flag=True, help="Show Python's traceback of any failure.")
-def gradatim(traceback: bool) -> None:
+@click.pass_context
+def gradatim(ctx: click.Context, traceback: bool) -> None:
     """Climb step by step from counting word pairs to training Transformers.
 
     RECIPE is a packaged recipe or a YAML file; any field of it is overridden as --section.field VALUE.
     `gradatim train --help` lists the recipes and all fields.
     """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help(), err=True)
+        ctx.exit(ConfigError.exit_code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

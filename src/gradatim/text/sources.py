@@ -52,6 +52,8 @@ def named(name: str) -> dict[str, list[str]]:
 
 def files_of(name: str) -> list[Path]:
     """The files that a name stands for: itself, the .txt files below a folder, or those that a pattern matches."""
+    if not name:  # an unset variable of a shell script must not stand for the folder one happens to be in
+        return []
     path = Path(name)
     if path.is_dir():
         return sorted(path.rglob("*.txt"))
