@@ -36,14 +36,22 @@ def initialise(model: NeuralLanguageModel, seed: int) -> None:
         parameter.data.copy_(draw(model.initial(name), name, tuple(parameter.shape), seed))
 
 
-def draw(init: Init, name: str, shape: tuple[int, ...], seed: int, first: int = 0, stop: int | None = None) -> Tensor:
-    """Rows ``first`` to ``stop`` of a parameter whose whole shape is given, in float32.
+def draw(
+    init: Init,
+    name: str,
+    shape: tuple[int, ...],
+    seed: int,
+    first: int = 0,
+    stop: int | None = None,
+    columns: slice | None = None,
+) -> Tensor:
+    """Rows ``first`` to ``stop`` of a parameter whose whole shape is given, in float32; of a matrix, these columns.
 
-    They equal those rows of the whole draw; whole blocks are drawn, and what was not asked for is cut off.
+    They equal that part of the whole draw; whole blocks are drawn, and what was not asked for is cut off.
     """
     stop = shape[0] if stop is None else stop
     begin = first // ROWS * ROWS
-    rows = torch.empty(stop - begin, *shape[1:])
+    parts = []
     for start in range(begin, stop, ROWS):
         block = torch.empty(min(ROWS, shape[0] - start), *shape[1:])
         generator = torch.Generator().manual_seed(seed_of(seed, name, start // ROWS))
@@ -53,11 +61,13 @@ def draw(init: Init, name: str, shape: tuple[int, ...], seed: int, first: int = 
             block.uniform_(-init.scale, init.scale, generator=generator)
         else:
             block.fill_(init.scale)
-        rows[start - begin : start - begin + ROWS] = block[: stop - start]
+        part = block[max(first - start, 0) : stop - start]
+        parts.append(part if columns is None else part[:, columns])
+    rows = torch.cat(parts) if parts else torch.empty(0, *shape[1:])
     if init.fixed is not None:
         start, end, value = init.fixed
-        rows[max(start - begin, 0) : max(end - begin, 0)] = value
-    return rows[first - begin :]
+        rows[max(start - first, 0) : max(end - first, 0)] = value
+    return rows
 
 
 def seed_of(*parts: object) -> int:

@@ -1,0 +1,119 @@
+"""The part of a model that one rank holds: cut by stages, sharded by tensor parallelism, with its initial weights.
+
+The whole model is made on the meta device, where it costs nothing, and loses what other ranks hold; then its layers are
+exchanged for parallel ones as ``shapes/`` says of each parameter, and only what remains is drawn. Parameters keep their
+names, so the model's own mathematics runs on, whole or shard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradatim.config.settings import ModelConfig
+from gradatim.models import new_model
+from gradatim.models.layers.init import draw
+from gradatim.models.neural import NeuralLanguageModel, Recompute
+from gradatim.parallel.mesh import Mesh
+from gradatim.parallel.spec import ParameterSpec, specify
+from gradatim.shapes import parameters
+
+
+@dataclass
+class Chunk:
+    """Some consecutive layers of a model, perhaps with an end."""
+
+    model: NeuralLanguageModel
+    """Cut, sharded, initialised; ``enter``, ``run`` and ``nll`` as far as its parts go."""
+    specs: dict[str, ParameterSpec]
+    """By the name in ``model.named_parameters()``, in that order."""
+    queue: Any = None
+    """Where weight gradients wait that were not computed with the others; None unless deferred."""
+
+
+def build_chunk(
+    config: ModelConfig,
+    vocab_size: int,
+    context: int,
+    *,
+    layers: Sequence[int],
+    embed: bool,
+    head: bool,
+    mesh: Mesh,
+    sequence_parallel: bool = False,
+    recompute: Recompute = "none",
+    deferred: bool = False,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Chunk:
+    """Build this rank's part of a model.
+
+    Its weights are, to the bit, those slices of ``build_model(config, vocab_size, context, seed)``.
+
+    Args:
+        config: of the whole model.
+        vocab_size: words, without padding.
+        context: most positions.
+        layers: the blocks held, by their numbers in the whole model.
+        embed: whether the embedding is held.
+        head: whether norm and output matrix are held.
+        mesh: this rank's place.
+        sequence_parallel: whether activations between blocks are cut along the sequence over tp.
+        recompute: what the backward pass computes again.
+        deferred: whether weight gradients can wait (``Chunk.queue``), as zero-bubble schedules ask.
+        seed: of the initial weights.
+        dtype: of the weights.
+        device: where they live; on ``meta`` they are not drawn.
+    """
+    device = torch.device(device)
+    with torch.device("meta"):
+        model = new_model(config, vocab_size, context)
+    shapes = {shape.name: shape for shape in parameters(config, vocab_size, context)}
+    tied = "head.output.weight" not in shapes
+    model.keep(layers, embed=embed, head=head)
+    specs: dict[str, ParameterSpec] = {}
+    for name, parameter in model.named_parameters():
+        copy = name not in shapes
+        shape = shapes["embed.tokens.weight" if copy else name]
+        assert tuple(parameter.shape) == shape.shape, name
+        twin = tied and shape.name == "embed.tokens.weight" and embed != head
+        specs[name] = specify(
+            name, shape, mesh.tp, sequence_parallel=sequence_parallel, copy=copy, tied=twin and mesh.ends.size > 1
+        )
+    materialise(model, specs, seed, dtype, device)
+    model.set_recompute(recompute)
+    return Chunk(model.train(), specs)
+
+
+def materialise(
+    model: NeuralLanguageModel, specs: dict[str, ParameterSpec], seed: int, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Exchange every parameter for its local part, with initial weights; a tied matrix remains one parameter."""
+    places = [
+        (module, own, f"{path}.{own}" if path else own)
+        for path, module in model.named_modules()
+        for own, _ in module.named_parameters(recurse=False)
+    ]
+    made: dict[int, nn.Parameter] = {}
+    for module, own, name in places:
+        whole = module.get_parameter(own)
+        if id(whole) not in made:
+            spec = specs[name]
+            made[id(whole)] = nn.Parameter(_initial(model, spec, seed, device).to(device, dtype))
+        setattr(module, own, made[id(whole)])
+    for buffer_name, buffer in list(model.named_buffers()):
+        assert "." not in buffer_name
+        setattr(model, buffer_name, buffer.to(device))
+
+
+def _initial(model: NeuralLanguageModel, spec: ParameterSpec, seed: int, device: torch.device) -> torch.Tensor:
+    if device.type == "meta":
+        return torch.empty(spec.local, device=device)
+    init, first, stop = model.initial(spec.global_name), spec.offset[0], spec.offset[0] + spec.local[0]
+    columns = slice(spec.offset[1], spec.offset[1] + spec.local[1]) if spec.split == 1 else None
+    return draw(init, spec.global_name, spec.shape, seed, first, stop, columns)
