@@ -23,7 +23,7 @@ import torch
 from gradatim.config import config_to_yaml
 from gradatim.config.settings import RunConfig
 from gradatim.errors import Interrupted, LaunchError, NonFiniteError
-from gradatim.train import Run, checkpoint, loop, train
+from gradatim.train import Run, checkpoint, engine, loop, train
 from gradatim.train.checkpoint import list_checkpoints, newest_valid
 from gradatim.train.metrics import read_metrics
 from gradatim.train.signals import StopRequest
@@ -190,7 +190,7 @@ def test_a_save_that_fails_leaves_the_previous_checkpoint(
     """Saves of steps 4 and 6 fail; the run goes on, loudly, and the next save succeeds."""
     config = make_config("gpt", 8, evaluation__every=100)
     train(config, tmp_path / "straight")
-    real = loop.save_checkpoint
+    real = engine.save_checkpoint
 
     def on_a_full_disk(folder: Path, manifest: Any, tensors: Any) -> Path:
         if manifest.step not in (4, 6):
@@ -198,7 +198,7 @@ def test_a_save_that_fails_leaves_the_previous_checkpoint(
         with files_no_larger_than(size):
             return real(folder, manifest, tensors)
 
-    monkeypatch.setattr(loop, "save_checkpoint", on_a_full_disk)
+    monkeypatch.setattr(engine, "save_checkpoint", on_a_full_disk)
     train(config, tmp_path / "run")
     assert capfd.readouterr().err.count("could not be saved") == 2
     assert [path.name for path in sorted((tmp_path / "run" / "checkpoints").iterdir())] == [
@@ -302,7 +302,7 @@ def test_a_place_that_cannot_be_written_is_said_before_training(make_config: Mak
 
 
 def poison(patch: pytest.MonkeyPatch, steps: set[int], value: float) -> None:
-    real = loop.gradient_norm
+    real = engine.gradient_norm
     calls = iter(range(10**6))
 
     def poisoned(parameters: Any) -> torch.Tensor:
@@ -311,7 +311,7 @@ def poison(patch: pytest.MonkeyPatch, steps: set[int], value: float) -> None:
             parameters[0].grad.view(-1)[0] = value
         return real(parameters)
 
-    patch.setattr(loop, "gradient_norm", poisoned)
+    patch.setattr(engine, "gradient_norm", poisoned)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

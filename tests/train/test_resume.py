@@ -15,6 +15,7 @@ from torch import Tensor
 from gradatim.config.settings import CheckpointConfig, RunConfig
 from gradatim.errors import CheckpointError, ConfigError, LaunchError
 from gradatim.train import Run, train
+from gradatim.train.engine import SerialEngine
 from gradatim.train.loop import Trainer
 from gradatim.train.metrics import read_metrics
 from gradatim.train.state import Counters
@@ -80,8 +81,8 @@ def test_several_epochs_are_crossed(make_config: MakeConfig, tmp_path: Path) -> 
     trainer_config = make_config("lstm", 60)
     from gradatim.text.prepare import prepare
 
-    trainer = Trainer(trainer_config, Run(tmp_path), prepare(trainer_config.data), lambda _: None)
-    assert trainer.batches_per_epoch() < 60
+    prepared = prepare(trainer_config.data)
+    assert SerialEngine(trainer_config, prepared).steps_per_epoch() < 60
 
 
 def test_the_callers_random_numbers_go_on_undisturbed(make_config: MakeConfig, tmp_path: Path) -> None:

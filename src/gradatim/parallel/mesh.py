@@ -39,7 +39,7 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Mesh:
-    """This rank's place in the grid."""
+    """A rank's place in the grid."""
 
     pp: Axis
     """Stages of the pipeline that this rank belongs to."""
@@ -92,7 +92,7 @@ def _ends(sizes: Mapping[str, int], rank: int, place: Mapping[str, int]) -> Axis
         [rank_at(sizes, {"pp": stage, "dp": dp, "tp": tp}) for stage in (0, sizes["pp"] - 1)]
         for dp, tp in itertools.product(range(sizes["dp"]), range(sizes["tp"]))
     ]
-    group, _ = dist.new_subgroups_by_enumeration(pairs)
+    group, _ = dist.new_subgroups_by_enumeration(pairs)  # type: ignore[no-untyped-call]
     if place["pp"] not in (0, sizes["pp"] - 1):
         return Axis("ends", ranks=(rank,))
     mine = next(pair for pair in pairs if rank in pair)

@@ -52,9 +52,9 @@ class Windows:
         """Sample numbers of a step and the epoch of each."""
         return sample_ids(self.seed, step, self.global_batch, self.samples)
 
-    def batch(self, step: int) -> Batch:
-        """What step ``step`` trains on."""
-        index, epoch = self.draw(step)
+    def batch(self, step: int, rows: slice = slice(None)) -> Batch:
+        """What step ``step`` trains on, or those rows of it."""
+        index, epoch = (part[rows] for part in self.draw(step))
         reach = np.arange(self.context + 1)
         if self.packing == "across":
             # One window fewer than would fit leaves room to shift the grid, and the text wraps around at its end.

@@ -7,35 +7,27 @@ models, the hidden state. So a run that was stopped continues bit for bit.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from gradatim.config import config_to_yaml
 from gradatim.config.settings import NgramConfig, RunConfig
 from gradatim.errors import CheckpointError, DataError, Interrupted, LaunchError, NonFiniteError, Problem
-from gradatim.evaluate.likelihood import Stopped, log_probs
-from gradatim.models import build_model
-from gradatim.objectives.next_token import next_token, target_count
+from gradatim.evaluate.likelihood import Stopped
 from gradatim.shapes import flops_per_token
-from gradatim.text.batches import Batch, Streams, Windows
-from gradatim.text.order import derive
 from gradatim.text.prepare import Prepared, prepare
-from gradatim.train.checkpoint import Checkpoint, cannot_resume, newest_valid, prune, remove_leftovers, save_checkpoint
+from gradatim.train.checkpoint import Checkpoint, cannot_resume, prune, remove_leftovers
+from gradatim.train.engine import Engine, SerialEngine
 from gradatim.train.manifest import Manifest
-from gradatim.train.metrics import MetricsLog, Progress
-from gradatim.train.optimizer import (
-    build_optimizer,
-    clip_gradients,
-    gradient_norm,
-    set_learning_rate,
-)
-from gradatim.train.precision import arithmetic, device, peak_flops, weight_dtype
+from gradatim.train.metrics import MetricsLog, NoLog, Progress
+from gradatim.train.precision import device, peak_flops
 from gradatim.train.run_directory import (
     Run,
     config_error_existing,
@@ -45,12 +37,13 @@ from gradatim.train.run_directory import (
     training_hash,
 )
 from gradatim.train.signals import StopRequest
-from gradatim.train.state import Counters, finite_json, restore, state_tensors
+from gradatim.train.state import Counters, finite_json
+
+if TYPE_CHECKING:
+    from gradatim.parallel.mesh import Mesh
 
 FAILED_SAVES = 3
 """Checkpoints that may fail in a row (a full disk) before the run gives up."""
-VALID_ROWS = 16
-"""Rows that a recurrent model reads side by side in evaluations during training."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,9 +64,15 @@ class TrainResult:
 
 
 def train(
-    config: RunConfig, directory: Path, resume: bool = False, say: Callable[[str], None] = lambda _: None
+    config: RunConfig,
+    directory: Path,
+    resume: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+    mesh: Mesh | None = None,
 ) -> TrainResult:
     """Train a model as the config says, in a run directory.
+
+    ``mesh`` is this rank's place among several; all ranks call this alike, the first one keeps the directory.
 
     Raises:
         ConfigError: there is a run already and ``resume`` is false.
@@ -81,13 +80,39 @@ def train(
         Interrupted: a signal came; everything up to the step it came in is saved.
         NonFiniteError: loss or gradient were not finite more than ``max_skipped_steps`` times.
     """
+    # Dropout seeds torch's generators in every step; a caller's own draws go on as if nothing had happened.
+    with torch.random.fork_rng():
+        if mesh is None or mesh.world == 1:
+            with _opened(config, directory, resume, say) as (run, prepared):
+                if isinstance(config.model, NgramConfig):
+                    from gradatim.train.counting import count
+
+                    return count(config, run, prepared, say)
+                trainer = Trainer(config, run, prepared, say, SerialEngine(config, prepared))
+                return trainer.train()
+        from gradatim.parallel.engine import LayoutEngine, everybody
+
+        with contextlib.ExitStack() as opened:
+            if mesh.rank == 0:
+                run, prepared = opened.enter_context(_opened(config, directory, resume, say))
+            everybody(mesh)  # until the first rank has prepared the text and made the directory
+            if mesh.rank != 0:
+                run, prepared, say = Run.open(directory), prepare(config.data), _nothing
+            trainer = Trainer(config, run, prepared, say, LayoutEngine(config, prepared, mesh, run.directory / "logs"))
+            return trainer.train()
+
+
+@contextlib.contextmanager
+def _opened(
+    config: RunConfig, directory: Path, resume: bool, say: Callable[[str], None]
+) -> Iterator[tuple[Run, Prepared]]:
+    """Lock a run's directory, made if need be, with its text prepared."""
     run = Run(directory)
     if run.exists and not resume:
         raise config_error_existing(directory)
     if run.foreign:
         raise config_error_foreign(directory)
-    # Dropout seeds torch's generators in every step; a caller's own draws go on as if nothing had happened.
-    with run.locked(), torch.random.fork_rng():
+    with run.locked():
         if run.exists and not resume:  # another process made it a moment ago
             raise config_error_existing(directory)
         if run.exists:
@@ -101,42 +126,32 @@ def train(
         else:
             (directory / "config.yaml").write_text(config_to_yaml(config), encoding="utf-8")
         try:
-            if isinstance(config.model, NgramConfig):
-                from gradatim.train.counting import count
-
-                return count(config, run, prepared, say)
-            trainer = Trainer(config, run, prepared, say)
+            yield run, prepared
         except DataError:
             if fresh:  # refused before the first step: no run may stand in the way of the mended command
                 (directory / "config.yaml").unlink()
             raise
-        return trainer.train()
+
+
+def _nothing(_: str) -> None:
+    """What ranks say that do not lead."""
 
 
 class Trainer:
-    """A neural run in progress."""
+    """A neural run in progress: what happens when, whatever the engine."""
 
-    def __init__(self, config: RunConfig, run: Run, prepared: Prepared, say: Callable[[str], None]) -> None:
-        self.config, self.run, self.prepared, self.say = config, run, prepared, say
-        self.where = device()
-        vocab_size = prepared.tokenizer.vocab_size
-        self.model = build_model(config.model, vocab_size, config.context, config.seed)
-        self.model.to(self.where, weight_dtype(config.precision)).train()
-        self.parameters = list(self.model.parameters())
-        self.optimizer = build_optimizer(self.model, config.optimizer)
-        self.batches: Windows | Streams
-        if self.model.carries_state:
-            self.batches = Streams(prepared.train, config.context, config.global_batch)
-        else:
-            packing = config.data.packing
-            self.batches = Windows(prepared.train, config.context, config.global_batch, config.seed, packing)
+    def __init__(
+        self,
+        config: RunConfig,
+        run: Run,
+        prepared: Prepared,
+        say: Callable[[str], None],
+        engine: Engine,
+    ) -> None:
+        self.config, self.run, self.prepared, self.say, self.engine = config, run, prepared, say, engine
         self.counters = Counters()
-        self.carry: Any = None
         self.failed_saves = 0
-        self.flops = flops_per_token(config.model, vocab_size, config.context)
-        if config.compile:
-            for block in self.model.blocks:
-                block.compile()
+        self.flops = flops_per_token(config.model, prepared.tokenizer.vocab_size, config.context)
 
     # ------------------------------------------------------------------ the loop
 
@@ -144,28 +159,31 @@ class Trainer:
         """All steps from where the run stands."""
         self._resume()
         config, counters = self.config, self.counters
-        self.say(f"{self.model.parameter_count():,} parameters, {self.batches_per_epoch():.1f} steps see the text once")
-        log = MetricsLog(self.run.metrics, config.track)
-        progress = Progress(config.steps, counters.step)
+        engine = self.engine
+        self.say(f"{engine.parameters:,} parameters, {engine.steps_per_epoch():.1f} steps see the text once")
+        log = MetricsLog(self.run.metrics, config.track) if engine.leads else NoLog()
+        progress = Progress(config.steps, counters.step, quiet=not engine.leads)
         with StopRequest() as stop:
             try:
                 self._catch_up(log, progress, stop)
-                while counters.step < config.steps and not self._exhausted() and not stop:
+                stopping = engine.agreed(bool(stop))
+                while counters.step < config.steps and not self._exhausted() and not stopping:
                     row = self._step()
                     self._evaluate_if_due(row, progress, stop)
                     counters.last_row = row
                     log.write(row)
                     progress.step(row)
                     self._refuse_more_skips(row, progress)
-                    if self._due_to_save() or stop:
+                    stopping = engine.agreed(bool(stop))
+                    if self._due_to_save() or stopping:
                         self._save(log, progress)
             finally:
                 log.close()
-            if stop and counters.step < config.steps:
+            if stopping and counters.step < config.steps:
                 raise Interrupted(
                     Problem(
                         where=str(self.run.directory),
-                        what=f"stopped by {stop} after step {counters.step}; everything is saved",
+                        what=f"stopped by {stop or 'a signal'} after step {counters.step}; everything is saved",
                         attempt="the same command with --resume",
                     )
                 )
@@ -173,55 +191,29 @@ class Trainer:
 
     def _step(self) -> dict[str, Any]:
         """One update; its metrics row."""
-        config, counters = self.config, self.counters
-        started = time.perf_counter()
+        counters = self.counters
         step = counters.step
-        batch = self.batches.batch(step)
-        if batch.fresh:
-            self.carry = None
-        rate = set_learning_rate(self.optimizer, config.optimizer, config.steps, step)
-        count = target_count(batch)
-        size = config.layout.microbatch or len(batch.ids)
-        total = torch.zeros((), dtype=torch.float64, device=self.where)
-        carried = []
-        for number, first in enumerate(range(0, len(batch.ids), size)):
-            rows = slice(first, first + size)
-            part = Batch(batch.ids[rows].to(self.where), batch.targets[rows].to(self.where), batch.fresh)
-            torch.manual_seed(derive(config.seed, step, number))  # dropout
-            with arithmetic(config.precision, self.where):
-                terms, state = next_token(self.model, part, self._carry_of(rows))
-            loss, _ = terms["nll"]
-            (loss / count).backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
-            carried.append(state)
-        if self.model.carries_state:
-            self.carry = type(carried[0]).join([state.detach() for state in carried])
-        mean = float(total / count)
-        norm = float(gradient_norm(self.parameters))
-        finite = math.isfinite(mean) and math.isfinite(norm)
-        if finite:
-            clip_gradients(self.parameters, norm, config.optimizer.clip)
-            self.optimizer.step()
-            counters.updates += 1
-        self.optimizer.zero_grad(set_to_none=True)
-        counters.step += 1
-        counters.tokens += count
-        counters.valid_loss = None
+        started = time.perf_counter()
+        outcome = self.engine.step(step)
         seconds = time.perf_counter() - started
+        counters.step += 1
+        counters.updates += outcome.finite
+        counters.tokens += outcome.count
+        counters.valid_loss = None
         counters.seconds += seconds
-        row = {
+        row: dict[str, Any] = {
             "step": counters.step,
-            "loss": mean,
-            "lr": rate,
-            "grad_norm": norm,
+            "loss": outcome.loss,
+            "lr": outcome.rate,
+            "grad_norm": outcome.norm,
             "tokens": counters.tokens,
-            "tokens_per_second": count / seconds,
+            "tokens_per_second": outcome.count / seconds,
             "seconds": counters.seconds,
+            **outcome.measured,
         }
-        if not finite:
-            self.carry = None  # it may be poisoned
+        if not outcome.finite:
             row["skipped"] = counters.step - counters.updates
-            row["samples"] = self.batches.draw(step)[0].tolist()
+            row["samples"] = self.engine.samples(step)
         return row
 
     def _refuse_more_skips(self, row: dict[str, Any], progress: Progress) -> None:
@@ -240,11 +232,6 @@ class Trainer:
                     attempt="a smaller optimizer.lr, a longer warm-up, or precision fp32",
                 )
             )
-
-    def _carry_of(self, rows: slice) -> Any:
-        if self.carry is None:
-            return None
-        return self.carry.select(torch.arange(self.config.global_batch, device=self.where)[rows])
 
     # ------------------------------------------------------------------ evaluation
 
@@ -271,24 +258,14 @@ class Trainer:
         progress.note(f"step {counters.step}  validation loss {loss:.4f} nats per token (best {best:.4f})")
 
     def valid_loss(self, stop: Callable[[], bool] = lambda: False) -> float:
-        """Nats per validation token, windows side by side."""
-        assert self.prepared.valid is not None
-        tokens = self.prepared.valid.tokens[: self.config.evaluation.tokens]
-        self.model.eval()
-        try:
-            with arithmetic(self.config.precision, self.where):
-                found = log_probs(
-                    self.model, tokens, self.prepared.tokenizer.boundary, self.config.context, VALID_ROWS, stop
-                )
-        finally:
-            self.model.train()
-        return float(-found.mean())
+        """Nats per validation token."""
+        return self.engine.valid_loss(stop)
 
     def _exhausted(self) -> bool:
         patience = self.config.evaluation.patience
         return patience is not None and self.counters.since_best >= patience
 
-    def _catch_up(self, log: MetricsLog, progress: Progress, stop: StopRequest) -> None:
+    def _catch_up(self, log: MetricsLog | NoLog, progress: Progress, stop: StopRequest) -> None:
         """Do the evaluation that a signal kept a resumed run from doing."""
         if self._evaluation_due() and self.counters.valid_loss is None and self.counters.last_row:
             row = {key: value for key, value in self.counters.last_row.items() if key != "attempt"}
@@ -305,7 +282,7 @@ class Trainer:
         end = counters.step == self.config.steps or self._exhausted()
         return best or end or counters.step % self.config.checkpoint.every == 0
 
-    def _save(self, log: MetricsLog, progress: Progress) -> None:
+    def _save(self, log: MetricsLog | NoLog, progress: Progress) -> None:
         """Publish a checkpoint once its metrics are on disk, then drop old ones; a full disk is a warning, until it
         happens too often.
         """
@@ -321,8 +298,7 @@ class Trainer:
         )
         try:
             log.sync()
-            tensors = state_tensors(self.model, self.optimizer, self.carry)
-            save_checkpoint(self.run.checkpoints, manifest, tensors)
+            self.engine.save(self.run.checkpoints, manifest)
         except OSError as error:
             self.failed_saves += 1
             progress.note(
@@ -339,12 +315,14 @@ class Trainer:
                 ) from None
             return
         self.failed_saves = 0
-        prune(self.run.checkpoints, self.config.checkpoint.keep)
+        if self.engine.leads:
+            prune(self.run.checkpoints, self.config.checkpoint.keep)
 
     def _resume(self) -> None:
         """Continue from the newest whole checkpoint, if there is one."""
-        remove_leftovers(self.run.checkpoints)
-        checkpoint, rejected = newest_valid(self.run.checkpoints)
+        if self.engine.leads:
+            remove_leftovers(self.run.checkpoints)
+        checkpoint, rejected = self.engine.newest(self.run.checkpoints)
         for error in rejected:
             self.say(f"WARNING: passed over a checkpoint: {error}")
         if checkpoint is None:
@@ -366,20 +344,14 @@ class Trainer:
             )
         if manifest.data_fingerprint != self.prepared.fingerprint:
             raise data_changed(checkpoint.folder)
-        self.counters, self.carry = restore(checkpoint, self.model, self.optimizer, self.config.global_batch)
+        self.counters = self.engine.load(checkpoint)
 
     # ------------------------------------------------------------------ the end
-
-    def batches_per_epoch(self) -> float:
-        """Steps that see the training text once."""
-        if isinstance(self.batches, Streams):
-            return float(self.batches.steps)
-        return self.batches.samples / self.config.global_batch
 
     def _result(self) -> TrainResult:
         counters = self.counters
         rate = counters.tokens / counters.seconds if counters.seconds else None
-        peak = peak_flops(self.config.precision, self.where)
+        peak = peak_flops(self.config.precision, device())
         return TrainResult(
             run=str(self.run.directory),
             step=counters.step,
@@ -388,8 +360,8 @@ class Trainer:
             best_valid_loss=counters.best,
             tokens=counters.tokens,
             tokens_per_second=rate,
-            mfu=rate * self.flops / peak if rate and peak else None,
+            mfu=rate * self.flops / (peak * self.engine.world) if rate and peak else None,
             layout=asdict(self.config.layout),
-            parameters=self.model.parameter_count(),
+            parameters=self.engine.parameters,
             seconds=counters.seconds,
         )

@@ -63,6 +63,18 @@ class MetricsLog:
         os.close(self._descriptor)
 
 
+class NoLog:
+    """The log of a process that has none to keep: another one of its run does."""
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def sync(self) -> None:
+        """Nothing."""
+
+    close = sync
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Rows in order of step. A row supersedes earlier ones of its step and of later steps, which an attempt before it
     wrote after the checkpoint that was continued from; a line torn by a crash is passed over.

@@ -1,0 +1,200 @@
+"""What carries out a step of training, behind one interface, and the engine of a single process.
+
+The loop decides what happens when (rates, evaluations, checkpoints, stopping); an engine holds the weights and moves
+them. There are two: this file's, one process that needs no torch.distributed, and ``parallel/engine.py``'s, one rank of
+a layout. Both compute the same training, so the loop is written once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from gradatim.config.settings import RunConfig
+from gradatim.errors import CheckpointError
+from gradatim.evaluate.likelihood import log_probs
+from gradatim.models import build_model
+from gradatim.objectives.next_token import next_token, target_count
+from gradatim.text.batches import Batch, Streams, Windows
+from gradatim.text.order import derive
+from gradatim.text.prepare import Prepared
+from gradatim.train.checkpoint import Checkpoint, newest_valid, save_checkpoint
+from gradatim.train.manifest import Manifest
+from gradatim.train.optimizer import build_optimizer, clip_gradients, gradient_norm, set_learning_rate
+from gradatim.train.precision import arithmetic, device, weight_dtype
+from gradatim.train.state import Counters, restore, state_tensors
+
+VALID_ROWS = 16
+"""Rows that a recurrent model reads side by side in evaluations during training."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a step came to; the same on every rank, to the bit."""
+
+    loss: float
+    """Mean over the step's targets, in nats."""
+    norm: float
+    """Euclidean norm of the whole gradient, before clipping."""
+    count: int
+    """Targets learned from."""
+    rate: float
+    """Learning rate."""
+    measured: dict[str, float] = field(default_factory=dict)
+    """Further columns of the metrics row."""
+
+    @property
+    def finite(self) -> bool:
+        """Whether the weights were updated; else the step was skipped."""
+        return math.isfinite(self.loss) and math.isfinite(self.norm)
+
+
+class Engine(Protocol):
+    """Holds weights and moments, and makes steps."""
+
+    leads: bool
+    """Whether this process speaks and writes what there is once: metrics, manifest, progress."""
+    world: int
+    """Processes in all."""
+    parameters: int
+    """Trainable numbers of the whole model, a tied matrix once."""
+
+    def step(self, step: int) -> Outcome:
+        """Forward, backward and, where loss and norm are finite, the update; 0 is the first step."""
+        ...
+
+    def samples(self, step: int) -> list[int]:
+        """The numbers of the samples that a step draws."""
+        ...
+
+    def steps_per_epoch(self) -> float:
+        """Steps that see the training text once."""
+        ...
+
+    def valid_loss(self, stop: Callable[[], bool]) -> float:
+        """Nats per validation token; raises ``Stopped`` where ``stop`` says so."""
+        ...
+
+    def agreed(self, stop: bool) -> bool:
+        """Whether to stop: what the leading process says."""
+        ...
+
+    def save(self, checkpoints: Path, manifest: Manifest) -> None:
+        """Publish a checkpoint, or raise OSError on every rank."""
+        ...
+
+    def load(self, checkpoint: Checkpoint) -> Counters:
+        """Take everything from a checkpoint. Raises CheckpointError where it is of another model."""
+        ...
+
+    def newest(self, checkpoints: Path) -> tuple[Checkpoint | None, list[CheckpointError]]:
+        """The newest checkpoint that verifies, and why newer ones did not."""
+        ...
+
+
+class SerialEngine:
+    """One process, any neural model."""
+
+    leads, world = True, 1
+
+    def __init__(self, config: RunConfig, prepared: Prepared) -> None:
+        self.config, self.prepared = config, prepared
+        self.where = device()
+        self.model = build_model(config.model, prepared.tokenizer.vocab_size, config.context, config.seed)
+        self.model.to(self.where, weight_dtype(config.precision)).train()
+        self.weights = list(self.model.parameters())
+        self.parameters = self.model.parameter_count()
+        self.optimizer = build_optimizer(self.model, config.optimizer)
+        self.batches: Windows | Streams
+        if self.model.carries_state:
+            self.batches = Streams(prepared.train, config.context, config.global_batch)
+        else:
+            packing = config.data.packing
+            self.batches = Windows(prepared.train, config.context, config.global_batch, config.seed, packing)
+        self.carry: Any = None
+        if config.compile:
+            for block in self.model.blocks:
+                block.compile()
+
+    def step(self, step: int) -> Outcome:
+        """See ``Engine``. Microbatches are accumulated; a carried state is handed on from step to step."""
+        config = self.config
+        batch = self.batches.batch(step)
+        if batch.fresh:
+            self.carry = None
+        rate = set_learning_rate(self.optimizer, config.optimizer, config.steps, step)
+        count = target_count(batch)
+        size = config.layout.microbatch or len(batch.ids)
+        total = torch.zeros((), dtype=torch.float64, device=self.where)
+        carried = []
+        for number, first in enumerate(range(0, len(batch.ids), size)):
+            rows = slice(first, first + size)
+            part = Batch(batch.ids[rows].to(self.where), batch.targets[rows].to(self.where), batch.fresh)
+            torch.manual_seed(derive(config.seed, step, number))  # dropout
+            with arithmetic(config.precision, self.where):
+                terms, state = next_token(self.model, part, self._carry_of(rows))
+            loss, _ = terms["nll"]
+            (loss / count).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+            carried.append(state)
+        if self.model.carries_state:
+            self.carry = type(carried[0]).join([state.detach() for state in carried])
+        outcome = Outcome(float(total / count), float(gradient_norm(self.weights)), count, rate)
+        if outcome.finite:
+            clip_gradients(self.weights, outcome.norm, config.optimizer.clip)
+            self.optimizer.step()
+        else:
+            self.carry = None  # it may be poisoned
+        self.optimizer.zero_grad(set_to_none=True)
+        return outcome
+
+    def _carry_of(self, rows: slice) -> Any:
+        if self.carry is None:
+            return None
+        return self.carry.select(torch.arange(self.config.global_batch, device=self.where)[rows])
+
+    def samples(self, step: int) -> list[int]:
+        """See ``Engine``."""
+        return list(self.batches.draw(step)[0].tolist())
+
+    def steps_per_epoch(self) -> float:
+        """See ``Engine``."""
+        if isinstance(self.batches, Streams):
+            return float(self.batches.steps)
+        return self.batches.samples / self.config.global_batch
+
+    def valid_loss(self, stop: Callable[[], bool]) -> float:
+        """See ``Engine``. Windows are read side by side."""
+        assert self.prepared.valid is not None
+        tokens = self.prepared.valid.tokens[: self.config.evaluation.tokens]
+        self.model.eval()
+        try:
+            with arithmetic(self.config.precision, self.where):
+                found = log_probs(
+                    self.model, tokens, self.prepared.tokenizer.boundary, self.config.context, VALID_ROWS, stop
+                )
+        finally:
+            self.model.train()
+        return float(-found.mean())
+
+    def agreed(self, stop: bool) -> bool:
+        """There is nobody to agree with."""
+        return stop
+
+    def save(self, checkpoints: Path, manifest: Manifest) -> None:
+        """See ``Engine``."""
+        save_checkpoint(checkpoints, manifest, state_tensors(self.model, self.optimizer, self.carry))
+
+    def load(self, checkpoint: Checkpoint) -> Counters:
+        """See ``Engine``."""
+        counters, self.carry = restore(checkpoint, self.model, self.optimizer, self.config.global_batch)
+        return counters
+
+    def newest(self, checkpoints: Path) -> tuple[Checkpoint | None, list[CheckpointError]]:
+        """See ``Engine``."""
+        return newest_valid(checkpoints)
