@@ -1,0 +1,42 @@
+"""Sums of gradients: begun in order, while the backward pass runs, once a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from pool import Pool
+
+OfWorld = Callable[[int], Pool]
+
+
+@pytest.mark.parametrize("zero", [0, 1])
+def test_sums_begin_during_the_last_backward_pass_and_in_order(zero: int, pool: OfWorld) -> None:
+    found = pool(2).run("work_gradients:order", zero)
+    assert found[0] == found[1]
+    first, last = found[0]
+    assert not [event for event in first if event.startswith("sum")], "accumulation communicates once"
+    sums = [event for event in last if event.startswith("sum")]
+    assert sums == [f"sum {i}" for i in range(len(sums))]
+    assert last.index("sum 0") < last.index("backward 2"), "the last layer's sum before the next layer's backward pass"
+    assert last.index("sum 4") < last.index("backward 0")
+
+
+@pytest.mark.parametrize("zero", [0, 1])
+def test_equal_to_ddp_and_zero_redundancy_optimizer(zero: int, pool: OfWorld) -> None:
+    for gradient, weight, same_bits in pool(2).run("work_gradients:against_torch", zero):
+        assert gradient <= 1e-14
+        assert weight <= 1e-12
+        assert same_bits
+
+
+@pytest.mark.parametrize("zero", [0, 1])
+def test_no_gradient_counts_as_zero(zero: int, pool: OfWorld) -> None:
+    assert pool(2).run("work_gradients:idle", zero) == [[(3 + 4 * 4) ** 0.5]] * 2
+
+
+@pytest.mark.parametrize("zero", [0, 1])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_number_that_is_not_finite_shows_everywhere(zero: int, value: float, pool: OfWorld) -> None:
+    found = pool(2).run("work_gradients:not_finite", zero, value)
+    assert all(not abs(norm) < float("inf") for norm in found)
