@@ -8,7 +8,8 @@ from collections.abc import Callable
 import pytest
 from pool import Pool
 
-from gradatim.parallel.mesh import coordinates, rank_at, single
+from gradatim.config.grid import coordinates, rank_at
+from gradatim.parallel.mesh import single
 
 
 @pytest.mark.parametrize("sizes", [(1, 1, 2), (1, 2, 1), (2, 1, 1), (2, 2, 1), (1, 2, 2), (2, 1, 2)])

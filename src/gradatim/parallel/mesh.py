@@ -9,17 +9,17 @@ global state: whoever communicates is handed an ``Axis``.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
-from torch.distributed.device_mesh import init_device_mesh
 
+from gradatim.config.grid import AXES, axis_sizes, coordinates, rank_at
 from gradatim.config.settings import LayoutConfig
 
-AXES = ("pp", "dp", "tp")
-"""Outermost first."""
+__all__ = ["Axis", "Mesh", "create_mesh", "single"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,51 +65,47 @@ def single() -> Mesh:
     return Mesh(Axis("pp"), Axis("dp"), Axis("tp"), Axis("ends"))
 
 
-def create_mesh(layout: LayoutConfig, device: str = "cpu") -> Mesh:
-    """Build the groups of a layout; every rank calls this, after ``init_process_group``.
-
-    ``device`` is the kind of device that the groups move tensors of: ``cpu`` or ``cuda``.
-    """
-    sizes = {"pp": layout.pp, "dp": layout.dp, "tp": layout.tp}
+def create_mesh(layout: LayoutConfig) -> Mesh:
+    """Build the groups of a layout; every rank calls this, after ``init_process_group``, whose backends they have."""
+    sizes = axis_sizes(layout)
     rank, world = dist.get_rank(), dist.get_world_size()
     if world == 1:
         return single()
-    grid = init_device_mesh(device, tuple(sizes.values()), mesh_dim_names=AXES)
     place = coordinates(rank, sizes)
     axes = {}
     for name in AXES:
-        ranks = tuple(rank_at(sizes, {**place, name: i}) for i in range(sizes[name]))
-        group = grid.get_group(name) if sizes[name] > 1 else None
-        axes[name] = Axis(name, sizes[name], place[name], ranks, group)
-    return Mesh(axes["pp"], axes["dp"], axes["tp"], _ends(sizes, rank, place), rank, world)
+        others = [axis for axis in AXES if axis != name]
+        lines = [
+            [rank_at(sizes, {**dict(zip(others, fixed)), name: i}) for i in range(sizes[name])]
+            for fixed in itertools.product(*(range(sizes[axis]) for axis in others))
+        ]
+        mine = next(line for line in lines if rank in line)
+        group = _group(name, lines, layout) if sizes[name] > 1 else None
+        axes[name] = Axis(name, sizes[name], place[name], tuple(mine), group)
+    return Mesh(axes["pp"], axes["dp"], axes["tp"], _ends(layout, rank, place), rank, world)
 
 
-def _ends(sizes: Mapping[str, int], rank: int, place: Mapping[str, int]) -> Axis:
-    """The pair of first and last stage; all pairs are made by all ranks, as torch.distributed asks."""
-    if sizes["pp"] == 1:
+def _group(name: str, lines: Sequence[Sequence[int]], layout: LayoutConfig) -> ProcessGroup | None:
+    """The group of this rank, of several that lie side by side; all ranks make all of them, as torch.distributed asks.
+
+    Not by ``init_device_mesh``: its groups wait torch's half hour for a rank that hangs, whatever the config says.
+    """
+    timeout = timedelta(seconds=layout.timeout)
+    found = dist.new_subgroups_by_enumeration(lines, timeout=timeout, group_desc=name)  # type: ignore[no-untyped-call]
+    group: ProcessGroup | None = found[0]
+    return group
+
+
+def _ends(layout: LayoutConfig, rank: int, place: Mapping[str, int]) -> Axis:
+    """The pair of first and last stage."""
+    if layout.pp == 1:
         return Axis("ends", ranks=(rank,))
     pairs = [
-        [rank_at(sizes, {"pp": stage, "dp": dp, "tp": tp}) for stage in (0, sizes["pp"] - 1)]
-        for dp, tp in itertools.product(range(sizes["dp"]), range(sizes["tp"]))
+        [rank_at(axis_sizes(layout), {"pp": stage, "dp": dp, "tp": tp}) for stage in (0, layout.pp - 1)]
+        for dp, tp in itertools.product(range(layout.dp), range(layout.tp))
     ]
-    group, _ = dist.new_subgroups_by_enumeration(pairs)  # type: ignore[no-untyped-call]
-    if place["pp"] not in (0, sizes["pp"] - 1):
+    group = _group("ends", pairs, layout)
+    if place["pp"] not in (0, layout.pp - 1):
         return Axis("ends", ranks=(rank,))
     mine = next(pair for pair in pairs if rank in pair)
     return Axis("ends", 2, mine.index(rank), tuple(mine), group)
-
-
-def coordinates(rank: int, sizes: Mapping[str, int]) -> dict[str, int]:
-    """A global rank's place on each axis."""
-    place = {}
-    for name in reversed(AXES):
-        rank, place[name] = divmod(rank, sizes[name])
-    return place
-
-
-def rank_at(sizes: Mapping[str, int], place: Mapping[str, int]) -> int:
-    """The global rank at a place."""
-    rank = 0
-    for name in AXES:
-        rank = rank * sizes[name] + place[name]
-    return rank
