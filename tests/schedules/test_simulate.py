@@ -42,9 +42,28 @@ def test_interleaving_divides_the_bubble_by_the_chunks(
 def test_zero_bubble_leaves_a_third_of_the_bubble(p: int, more: int, time: Any) -> None:
     m = p + more
     simulation = simulate(build_schedule("zero-bubble", p, m), durations(time, 2 * time))
+    plain = simulate(build_schedule("1f1b", p, m), durations(time, 2 * time))
     assert simulation.makespan == (3 * m + p - 1) * time  # (p−1)(F + I − W) of bubble: Qi et al., table 1
+    assert 3 * simulation.bubble_overhead == plain.bubble_overhead == Fraction(p - 1, m)
     assert simulation.bubble_overhead == bubble_formula("zero-bubble", p, m, forward=time, backward=2 * time)
-    assert max(simulation.peak_in_flight) == max(simulate(build_schedule("1f1b", p, m)).peak_in_flight)
+    assert max(simulation.peak_in_flight) == max(plain.peak_in_flight)
+
+
+@settings(deadline=None)
+@given(counts, st.integers(0, 8), times, times)
+def test_zero_bubble_s_formula_holds_for_long_forwards_and_its_bubble_is_never_more(
+    p: int, more: int, forward: Any, backward: Any
+) -> None:
+    duration = durations(forward, backward)
+    simulation = simulate(build_schedule("zero-bubble", p, p + more), duration)
+    plain = simulate(build_schedule("1f1b", p, p + more), duration)
+    formula = bubble_formula("zero-bubble", p, p + more, forward=forward, backward=backward)
+    assert (formula is None) == (2 * forward < backward)
+    if formula is not None:
+        assert simulation.makespan - simulation.ideal == (p - 1) * forward  # (p−1)(F + I − W), as I = W
+        assert simulation.bubble_overhead == formula
+    assert simulation.makespan - simulation.ideal == (p - 1) * max(forward, Fraction(backward) / 2)
+    assert simulation.makespan <= plain.makespan
 
 
 def test_floats_give_the_formula_too_where_they_are_exact() -> None:

@@ -61,15 +61,16 @@ def timeline_text(timelines: Timelines, width: int | None = 100, *, colour: bool
     drawn = parts(timelines, MOST_RANKS)
     ranks = max((part.ranks for part in drawn), default=0)
     margin = len(f"rank {max(ranks - 1, 0)} ")
-    view = _view(drawn, max(width - margin, 12) if width else None, colour)
+    room = max(width - margin, 12) if width else None
+    view = _view(drawn, room, colour)
     lines = []
     for part in drawn:
         lines += [part.heading] if part.heading else []
         for rank, row in part.rows:
             name = f"{'...' if rank is None else f'rank {rank}':{margin}}"
-            lines.append(name if rank is None else name + view.row(row))
+            lines.append(name if rank is None else name + view.row(row, part.makespan))
     mixed = not view.numbered and any(MIXED in line for line in lines)
-    return "\n".join([*lines, f"{'time':{margin}}{_ruler(view.axis)}", _legend(drawn, view, mixed)])
+    return "\n".join([*lines, f"{'time':{margin}}{_ruler(view.axis, room)}", _legend(drawn, view, mixed)])
 
 
 Cell = tuple[str, int]
@@ -82,8 +83,8 @@ class _View:
 
     axis: Axis
     colour: bool
-    many: bool
-    """Whether ranks hold several chunks."""
+    chunks: int
+    """Most chunks of a rank."""
     numbered: bool
     """Each action with its number; otherwise an overview."""
     spaced: bool
@@ -93,15 +94,16 @@ class _View:
         """What stands in an action's place: with colours its microbatch, without the chunk too if ranks hold many."""
         if self.colour:
             return f" {action.microbatch}" if self.spaced else str(action.microbatch)
-        return str(action) if self.many else f"{action.kind}{action.microbatch}"
+        return str(action) if self.chunks > 1 else f"{action.kind}{action.microbatch}"
 
-    def row(self, row: list[Bar]) -> str:
-        """One rank's line."""
+    def row(self, row: list[Bar], makespan: Time) -> str:
+        """One rank's line, up to the end of its timeline (another may be longer)."""
         cells = self._numbered(row) if self.numbered else [self._stretch(shares) for shares in overview(row, self.axis)]
+        cells = cells[: max((round(stop) for _, stop, _ in self.axis.place(0, makespan)), default=0)]
         return _painted(cells) if self.colour else "".join(character for character, _ in cells)
 
     def _shade(self, kind: str, turn: int) -> int:
-        return PALETTE[kind][turn % len(PALETTE[kind])] if self.colour else -1
+        return _shade(kind, turn, self.chunks) if self.colour else -1
 
     def _numbered(self, row: list[Bar]) -> list[Cell]:
         cells: list[Cell] = [(IDLE, -1)] * round(self.axis.width)
@@ -132,8 +134,8 @@ class _View:
 def _view(drawn: list[Part], room: int | None, colour: bool) -> _View:
     """The most telling view that fits: numbers and space, numbers, both ends with numbers, or an overview."""
     makespan = max((part.makespan for part in drawn), default=0)
-    many = any(bar.turn for bar in bars(drawn))
-    view = _View(Axis.whole(1, 0), colour, many, numbered=True, spaced=True)
+    chunks = 1 + max((bar.turn for bar in bars(drawn)), default=0)
+    view = _View(Axis.whole(1, 0), colour, chunks, numbered=True, spaced=True)
     if not makespan:
         return view
     for spaced in (True, False):
@@ -179,11 +181,18 @@ def _swatch(text: str, shade: int) -> str:
     return f"\x1b[48;5;{shade};38;5;{231 if shade in DARK else 16}m{text}\x1b[0m"
 
 
-def _ruler(axis: Axis) -> str:
+def _shade(kind: str, turn: int, chunks: int) -> int:
+    """A kind's colour, lighter for later chunks; two chunks are two shades apart."""
+    shades = PALETTE[kind]
+    return shades[(2 * turn if chunks == 2 else turn) % len(shades)]
+
+
+def _ruler(axis: Axis, room: int | None) -> str:
     """Times below their columns."""
     line = ""
     for text, x in axis.ticks(10):
-        if round(x) >= len(line) + (1 if line else 0):
+        fits = room is None or round(x) + len(text) <= room
+        if fits and round(x) >= len(line) + (1 if line else 0):
             line = line.ljust(round(x)) + text
     return line
 
@@ -192,13 +201,13 @@ def _legend(drawn: list[Part], view: _View, mixed: bool) -> str:
     """Which colour or letter is what, of those that occur."""
     present = {bar.action.kind for bar in bars(drawn)}
     kinds = [kind for kind in NAMES if kind in present]
-    turn = ["several in turns"] if mixed else []
+    mixture = ["several in turns"] if mixed else []
     if not view.colour:
-        words = [f"{kind} {NAMES[kind]}" for kind in kinds] + [f"{IDLE} idle"] + [f"{MIXED} {text}" for text in turn]
-        if view.many:
+        words = [f"{kind} {NAMES[kind]}" for kind in kinds] + [f"{IDLE} idle"] + [f"{MIXED} {text}" for text in mixture]
+        if view.chunks > 1:
             words.append("2F0 is chunk 2, microbatch 0" if view.numbered else "small letters: every other chunk")
         return ", ".join(words)
-    turns = sorted({bar.turn for bar in bars(drawn)})[: len(PALETTE["F"])]
-    swatches = ["".join(_swatch("  ", PALETTE[kind][turn]) for turn in turns) + f" {NAMES[kind]}" for kind in kinds]
-    swatches += [f"{_swatch(MIXED, MIXED_SHADE)} {text}" for text in turn]
-    return "   ".join([*swatches, *(["lighter: later chunks"] if view.many else [])])
+    turns = range(min(view.chunks, len(PALETTE["F"])))
+    swatches = ["".join(_swatch("  ", _shade(k, turn, view.chunks)) for turn in turns) + f" {NAMES[k]}" for k in kinds]
+    swatches += [f"{_swatch(MIXED, MIXED_SHADE)} {text}" for text in mixture]
+    return "   ".join([*swatches, f"{IDLE} idle", *(["lighter: later chunks"] if view.chunks > 1 else [])])

@@ -98,9 +98,15 @@ def bars(drawn: Iterable[Part]) -> Iterator[Bar]:
 
 
 def shortest(drawn: Iterable[Part]) -> Time:
-    """A short duration: a tenth of the bars are shorter, so that one outlier does not stretch a measured timeline."""
+    """The shortest duration that a picture must have room for. Outliers do not count: measured times have some.
+
+    An outlier is shorter than half of what all but a tenth of the bars last.
+    """
     lengths = sorted(bar.end - bar.start for bar in bars(drawn))
-    return lengths[len(lengths) // 10] if lengths else 1
+    if not lengths:
+        return 1
+    usual = lengths[len(lengths) // 10]
+    return next(length for length in lengths if 2 * length >= usual)
 
 
 def grid(drawn: Iterable[Part]) -> Fraction | None:
