@@ -61,6 +61,22 @@ def gradatim(*arguments: object, threads: int | None = None) -> dict[str, Any]:
     return {**answer, "wall_seconds": seconds} if isinstance(answer, dict) else {"answer": answer}
 
 
+class Kept:
+    """Measurements of a benchmark that is run in pieces: each is saved at once, and the last piece reports them all."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
+        if path is not None and path.exists():
+            self.rows = json.loads(path.read_text(encoding="utf-8"))
+
+    def add(self, **row: Any) -> None:
+        """Keep one measurement."""
+        self.rows.append(row)
+        if self.path is not None:
+            self.path.write_text(json.dumps(self.rows, indent=1), encoding="utf-8")
+
+
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A Markdown table."""
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
@@ -82,7 +98,11 @@ def _cell(value: object) -> str:
 
 def spread(values: Sequence[float]) -> str:
     """Median and range of several runs."""
-    return f"{statistics.median(values):.3g} ({min(values):.3g}-{max(values):.3g})"
+
+    def shown(value: float) -> str:
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+    return f"{shown(statistics.median(values))} ({shown(min(values))}-{shown(max(values))})"
 
 
 def _unplaced(argument: str) -> str:

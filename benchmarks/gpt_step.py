@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common import spread, table, write_result
+from common import Kept, spread, table, write_result
 from gradatim.config.settings import GptConfig
 from gradatim.models import build_model
 
@@ -134,7 +134,7 @@ def sides(options: argparse.Namespace) -> dict[str, tuple[nn.Module, Step]]:
     return found
 
 
-def measure(options: argparse.Namespace, precision: str, mode: str) -> list[list[object]]:
+def measure(options: argparse.Namespace, precision: str, mode: str) -> list[object]:
     found = sides(options)
     steps: dict[str, Callable[[], float]] = {}
     for name, (model, loss_of) in found.items():
@@ -158,7 +158,7 @@ def measure(options: argparse.Namespace, precision: str, mode: str) -> list[list
     speeds = {name: spread([BATCH * CONTEXT / s for s in times]) for name, times in seconds.items()}
     row = [precision, mode, *speeds.values(), faster, spread(ratios)]
     print(row, flush=True)
-    return [row]
+    return row
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -168,12 +168,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--precisions", default="fp32,bf16")
     parser.add_argument("--modes", default="eager,compiled")
+    parser.add_argument("--keep", type=Path, help="a file that collects the rows when they are measured one by one")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    rows = []
+    kept = Kept(options.keep)
     for precision in options.precisions.split(","):
         for mode in options.modes.split(","):
-            rows += measure(options, precision, mode)
+            kept.add(row=measure(options, precision, mode))
+    rows = [measured["row"] for measured in kept.rows]
     body = f"""{LAYERS} layers, {HEADS} heads, width {WIDTH}, context {CONTEXT}, batch {BATCH}, vocabulary {VOCAB};
 forward, backward and fused AdamW; {options.threads} threads, {options.turns} turns. Tokens per second and ratio as
 median (least-most); the ratio is ours to the faster peer's of the same turn. Seeds: weights 0, ids 0.

@@ -117,7 +117,7 @@ def main() -> None:
     body = (
         f"{options.documents:,} documents, {size:.0f} MB of uint16, {options.runs} alternating runs, median (range).\n"
     )
-    body += "Ours writes with checksum and fsync and verifies the result at the end; Megatron does neither.\n\n"
+    body += "Ours takes checksums and syncs its files to the disk; Megatron does neither.\n\n"
     body += common.table(["", "gradatim", "Megatron", "ratio of paired runs"], rows)
     common.write_result("token_file_speed", "Token files beside Megatron's", body)
 
