@@ -2,6 +2,7 @@
 #
 #   make demo    train the ladder on the embedded corpus, compare its rungs, write runs/demo/report.html
 #   make test    run the tests
+#   make test-layouts    run the whole matrix of parallel layouts (some 20 minutes on two cores)
 #   make lint    ruff and mypy
 #   make docs    the documentation as a web site in build/site
 #   make clean   remove the environment and what tools left behind (runs/ stays)
@@ -15,7 +16,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c c
 # Two threads at most: the tests' matrices are too small to gain from more.
 THREADS ?= 2
 
-.PHONY: demo test lint docs clean help
+.PHONY: demo test test-layouts lint docs clean help
 help:
 	@sed -n 's/^#   //p' $(MAKEFILE_LIST)
 
@@ -24,6 +25,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-test
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest
+
+test-layouts: $(VENV)/.installed-test
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest tests/parallel/test_layouts.py -m "layouts or not layouts"
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -47,7 +48,7 @@ def log_probs(
     """
     parts: list[NDArray[np.float64]] = []
     where = model_device(model)
-    for ids, targets in _calls(model, tokens, boundary, stride, rows):
+    for ids, targets in windows(model.context, tokens, boundary, stride, rows):
         if stop():
             raise Stopped
         # A new state per window; the row of an unlimited model comes as one long call, cut up below.
@@ -72,13 +73,17 @@ def model_device(model: LanguageModel) -> torch.device:
     return torch.device("cpu")
 
 
-def _calls(
-    model: LanguageModel, tokens: NDArray[Any], boundary: int, stride: int | None, rows: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+def windows(
+    context: int | None, tokens: NDArray[Any], boundary: int, stride: int | None, rows: int = 1
+) -> Iterator[tuple[Int[Tensor, "b t"], Int[Tensor, "b t"]]]:
+    """Ids and targets of ``log_probs``' reading, -100 where nothing is to be predicted (again).
+
+    With a ``context``, some windows at a time; without, the whole row at once, cut into ``rows``.
+    """
     if not len(tokens):
         return
     text = np.concatenate([[boundary], np.asarray(tokens, np.int64)])
-    if model.context is None:
+    if context is None:
         length = -(-(len(text) - 1) // rows)
         where = np.arange(rows)[:, None] * length + np.arange(length)
         inside = where < len(text) - 1
@@ -86,7 +91,7 @@ def _calls(
         targets = np.where(inside, text[np.where(inside, where + 1, 0)], IGNORE)
         yield torch.from_numpy(ids), torch.from_numpy(targets)
         return
-    context = min(model.context, len(text) - 1)
+    context = min(context, len(text) - 1)
     stride = min(stride or max(1, context // 2), context)
     # The last window is moved back so that it ends with the text; it counts what the one before it left.
     ends = np.arange(context, len(text) - 1 + stride, stride)

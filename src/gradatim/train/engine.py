@@ -107,6 +107,8 @@ class SerialEngine:
         self.where = device()
         self.model = build_model(config.model, prepared.tokenizer.vocab_size, config.context, config.seed)
         self.model.to(self.where, weight_dtype(config.precision)).train()
+        if config.layout.recompute != "none":
+            self.model.set_recompute(config.layout.recompute)
         self.weights = list(self.model.parameters())
         self.parameters = self.model.parameter_count()
         self.optimizer = build_optimizer(self.model, config.optimizer)
