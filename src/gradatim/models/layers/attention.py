@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gradatim.models.layers.cache import KeyValueCache
+from gradatim.models.layers.linear import Linear
 from gradatim.models.layers.rotary import rotate
 
 
@@ -30,8 +31,8 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.head_dim = width // heads
         self.group = heads // kv_heads
-        self.qkv = nn.Linear(width, kv_heads * (self.group + 2) * self.head_dim, bias=bias)
-        self.out = nn.Linear(heads * self.head_dim, width, bias=bias)
+        self.qkv = Linear(width, kv_heads * (self.group + 2) * self.head_dim, bias=bias)
+        self.out = Linear(heads * self.head_dim, width, bias=bias)
         self.dropout = dropout
         self.recompute = False
         """Whether the backward pass computes the core again, whose scores are the largest activations of all."""

@@ -10,15 +10,17 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from gradatim.models.layers.linear import Linear
+
 
 class FeedForward(nn.Module):
     """``width`` to ``inner`` and back, each position by itself."""
 
     def __init__(self, width: int, inner: int, activation: str, *, bias: bool, dropout: float = 0.0) -> None:
         super().__init__()
-        self.gate = nn.Linear(width, inner, bias=bias) if activation == "swiglu" else None
-        self.up = nn.Linear(width, inner, bias=bias)
-        self.down = nn.Linear(inner, width, bias=bias)
+        self.gate = Linear(width, inner, bias=bias) if activation == "swiglu" else None
+        self.up = Linear(width, inner, bias=bias)
+        self.down = Linear(inner, width, bias=bias)
         self.dropout = dropout
 
     def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from gradatim.models.layers.linear import linear
+
 IGNORE = -100
 CHUNK_BYTES = 1 << 26
 """Logits held at once: rows enough for efficient matmuls and few sums of weight gradients, small against the table."""
@@ -35,20 +37,23 @@ class Output(nn.Module):
 
     def logits(self, hidden: Float[Tensor, "*n d"]) -> Float[Tensor, "*n v"]:
         """Unnormalised log-probabilities."""
-        return F.linear(hidden, self.weight[: self.vocab_size], self.bias)
+        return linear(hidden, self.weight[: self.vocab_size], self.bias)
 
     def log_probs(self, hidden: Float[Tensor, "*n d"]) -> Float[Tensor, "*n v"]:
         """Log-probabilities, at least in fp32."""
         return F.log_softmax(at_least_fp32(self.logits(hidden)), -1)
 
     def log_prob(self, hidden: Float[Tensor, "*n d"], targets: Int[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-        """Log-probability of one word per position, 0 where the target is -100; chunk by chunk, for inference."""
+        """Log-probability of one word per position, 0 where the target is -100; chunk by chunk, for inference.
+
+        Logits are computed only where there is a target: whoever reads a prompt for the state alone asks for none.
+        """
         shape, hidden, targets = targets.shape, hidden.flatten(0, -2), targets.flatten()
         picked = hidden.new_zeros(len(targets), dtype=torch.promote_types(hidden.dtype, torch.float32))
-        for rows in slices(len(targets), CHUNK_BYTES // (self.vocab_size * hidden.element_size())):
-            wanted = targets[rows]
-            found = self.log_probs(hidden[rows]).gather(1, wanted.clamp(min=0)[:, None])[:, 0]
-            picked[rows] = found.masked_fill(wanted == IGNORE, 0.0)
+        places = (targets != IGNORE).nonzero()[:, 0]
+        for part in slices(len(places), CHUNK_BYTES // (self.vocab_size * hidden.element_size())):
+            rows = places[part]
+            picked[rows] = self.log_probs(hidden[rows]).gather(1, targets[rows, None])[:, 0]
         return picked.view(shape)
 
     def nll(self, hidden: Float[Tensor, "*n d"], targets: Int[Tensor, "*n"]) -> Float[Tensor, ""]:
