@@ -218,9 +218,10 @@ class Gradients:
         The first time it has put a tensor of its own there. Moving that into the bucket reads and writes it once;
         zeroing the bucket for autograd to add to would write the bucket twice and read both.
         """
+        if parameter.grad is None:  # its product waits in a queue
+            return
         if parameter.grad is not slot.main:
             assert slot.main is not None
-            assert parameter.grad is not None
             slot.main.copy_(parameter.grad)
             parameter.grad = slot.main
         slot.touched = True

@@ -98,6 +98,11 @@ class ShardedAdamW:
                     parts.append(Part(slot.spec, begin - slot.begin, end - slot.begin, begin - first))
             yield Leaf(weight, bucket.decays, tuple(parts))
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.leaves[0].weight.device
+
     # ------------------------------------------------------------------ a step
 
     @torch.no_grad()
@@ -107,7 +112,7 @@ class ShardedAdamW:
         Not finite wherever any number is not, on all ranks.
         """
         mesh = self.mesh
-        squares = [torch.zeros((), dtype=torch.float64, device=self.leaves[0].weight.device)]
+        squares = [torch.zeros((), dtype=torch.float64, device=self.device)]
         # Of ranks that hold the same numbers the first counts them.
         if self.gradients.sharded or mesh.dp.index == 0:
             for leaf in self.leaves:

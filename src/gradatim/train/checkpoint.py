@@ -38,6 +38,7 @@ from gradatim.train.manifest import (
     Manifest,
     Piece,
     TensorEntry,
+    check_cover,
     open_regular,
     read_manifest,
     refuse,
@@ -85,26 +86,73 @@ def save_checkpoint(checkpoints: Path, manifest: Manifest, tensors: Mapping[str,
     Raises:
         OSError: the disk is full, read-only, …; nothing was published and older checkpoints are untouched.
     """
-    target = step_folder(checkpoints, manifest.step)
-    temporary = checkpoints / f"{target.name}.tmp-{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    temporary = new_temporary(checkpoints, manifest.step)
     try:
-        file = write_safetensors(temporary / "rank0.safetensors", tensors)
-        entries = {name: _whole(name, tensor, file.name) for name, tensor in tensors.items()}
-        complete = replace(manifest, files=(file,), tensors=entries)
-        write_durably(temporary / MANIFEST_NAME, complete.to_json().encode())
-        publish(temporary, target)
+        held = [Held(name, tuple(tensor.shape), [((0,) * tensor.dim(), tensor)]) for name, tensor in tensors.items()]
+        return complete(temporary, manifest, [write_part(temporary, 0, held)])
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What one process is to write of a tensor."""
+
+    name: str
+    shape: tuple[int, ...]
+    """Of the whole tensor."""
+    pieces: Sequence[tuple[tuple[int, ...], Tensor]]
+    """Rectangles of it, each with the place where it begins."""
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenPart:
+    """What one process has written, for the manifest."""
+
+    file: FileEntry
+    tensors: Mapping[str, TensorEntry]
+
+
+def new_temporary(checkpoints: Path, step: int) -> Path:
+    """Make the folder in which a checkpoint is written until it is published; the name is this process' own."""
+    temporary = checkpoints / f"{step_folder(checkpoints, step).name}.tmp-{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    return temporary
+
+
+def write_part(temporary: Path, rank: int, held: Sequence[Held]) -> WrittenPart:
+    """Write what one process holds, durably, to ``rankN.safetensors``."""
+    name = f"rank{rank}.safetensors"
+    tensors, entries = {}, {}
+    for whole in held:
+        pieces = []
+        for number, (offset, tensor) in enumerate(whole.pieces):
+            key = f"{whole.name}#{number}" if number else whole.name
+            tensors[key] = tensor
+            pieces.append(Piece(file=name, key=key, offset=offset, shape=tuple(tensor.shape)))
+        dtype = _DTYPE_NAMES[whole.pieces[0][1].dtype]
+        entries[whole.name] = TensorEntry(dtype=dtype, shape=whole.shape, pieces=tuple(pieces))
+    return WrittenPart(write_safetensors(temporary / name, tensors), entries)
+
+
+def complete(temporary: Path, manifest: Manifest, parts: Sequence[WrittenPart]) -> Path:
+    """Write the manifest of what all processes have written, and publish; the published folder."""
+    tensors: dict[str, TensorEntry] = {}
+    for part in parts:
+        for name, entry in part.tensors.items():
+            if (known := tensors.get(name)) is not None:
+                assert (known.dtype, known.shape) == (entry.dtype, entry.shape), f"{name}: processes disagree"
+                entry = replace(entry, pieces=known.pieces + entry.pieces)
+            tensors[name] = entry
+    for name, entry in tensors.items():
+        check_cover(f"{temporary}: tensor {name!r}", entry)
+    whole = replace(manifest, files=tuple(part.file for part in parts), tensors=tensors)
+    write_durably(temporary / MANIFEST_NAME, whole.to_json().encode())
+    target = step_folder(temporary.parent, manifest.step)
+    publish(temporary, target)
     return target
-
-
-def _whole(name: str, tensor: Tensor, file: str) -> TensorEntry:
-    shape = tuple(tensor.shape)
-    piece = Piece(file=file, key=name, offset=(0,) * len(shape), shape=shape)
-    return TensorEntry(dtype=_DTYPE_NAMES[tensor.dtype], shape=shape, pieces=(piece,))
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> FileEntry:
@@ -239,8 +287,12 @@ def _safetensors(path: Path) -> Iterator[safe_open]:
         raise refuse(path, "not a readable safetensors file", got=error) from None
 
 
-def open_checkpoint(folder: Path) -> Checkpoint:
+def open_checkpoint(folder: Path, share: slice = slice(None)) -> Checkpoint:
     """Verify one checkpoint completely and open it.
+
+    Args:
+        folder: where it lies.
+        share: the files to verify, by their place in the manifest; ranks that verify together take different ones.
 
     Raises:
         CheckpointError: saying which file or tensor is wrong, with expected and actual value.
@@ -248,9 +300,9 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     if not folder.is_dir():
         raise refuse(folder, "there is no such checkpoint", attempt="see which steps lie beside it")
     manifest = read_manifest(folder)
-    for file in manifest.files:
+    for file in manifest.files[share]:
         _verify_file(folder / file.name, file)
-    for file in manifest.files:
+    for file in manifest.files[share]:
         pieces = [
             (entry.dtype, piece)
             for entry in manifest.tensors.values()
