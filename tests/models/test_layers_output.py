@@ -89,6 +89,17 @@ def test_log_prob_equals_gathering(chunked):
     torch.testing.assert_close(layer.log_prob(hidden, targets), expected.masked_fill(targets == -100, 0.0))
 
 
+def test_log_prob_computes_no_logits_where_none_are_asked_for(chunked, monkeypatch):
+    hidden, layer, targets = case(bias=True)
+    read = []
+    whole = layer.logits
+    monkeypatch.setattr(layer, "logits", lambda rows: read.append(len(rows)) or whole(rows))
+    layer.log_prob(hidden, targets)
+    assert sum(read) == (targets != -100).sum() < len(targets)
+    assert not layer.log_prob(hidden, torch.full_like(targets, -100)).any()
+    assert sum(read) == (targets != -100).sum()
+
+
 def test_bf16_autocast_keeps_fp32_sums_and_gradient_types():
     hidden, layer, targets = case(bias=True, dtype=torch.float32)
     plain = reference(hidden, layer, targets)

@@ -48,7 +48,7 @@ def worth(total: float, length: int, alpha: float) -> float:
     return float(total / max(1, length) ** alpha)
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def beam_search(
     model: LanguageModel,
     tokenizer: Tokenizer,

@@ -29,7 +29,7 @@ the filters)."""
     """Whether the model ended the document itself."""
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def generate(
     model: LanguageModel,
     tokenizer: Tokenizer,
@@ -98,7 +98,7 @@ def generate(
     return completions, reader.dropped
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def next_tokens(model: LanguageModel, tokenizer: Tokenizer, prompt: str, top: int = 10) -> list[tuple[int, float]]:
     """The likeliest tokens after a prompt with their probabilities, likeliest first."""
     _, log_probs = read_prompt(model, tokenizer, prompt)

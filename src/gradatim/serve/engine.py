@@ -304,7 +304,7 @@ class Engine:
 
     def _answer(self, job: Job) -> None:
         try:
-            with torch.no_grad():
+            with torch.inference_mode():
                 for piece in complete(self.model, self.tokenizer, job.request, job.prompts, job.usage, job.stop.is_set):
                     job.tell(piece)
             job.finished = not job.stop.is_set()
