@@ -85,3 +85,9 @@ class NonFiniteError(GradatimError):
     """Loss or gradients were not finite more often than the config allows."""
 
     exit_code = 11
+
+
+class HangError(GradatimError):
+    """A rank did not answer the others within ``layout.timeout``; nothing can go on without it."""
+
+    exit_code = 12

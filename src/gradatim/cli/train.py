@@ -1,14 +1,32 @@
-"""``gradatim train RECIPE``: train a model in a run directory, or go on where it stopped."""
+"""``gradatim train RECIPE``: train a model in a run directory, or go on where it stopped.
+
+A layout of several ranks starts its own workers; under torchrun or Slurm each rank runs this command, and the first
+speaks for all.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import time
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from gradatim.cli.output import Table, Verb, emit, json_option, overrides_argument, say
 from gradatim.config import load_config
+from gradatim.config.derived import world_size
+from gradatim.config.settings import RunConfig
+from gradatim.errors import ConfigError, GradatimError, Problem
+from gradatim.parallel.place import Place, given_place, refuse_other_world
+
+if TYPE_CHECKING:
+    from gradatim.train import TrainResult
+
+PATIENCE = 3.0
+"""Seconds that other ranks leave the first one to say what is wrong: launchers end all as soon as one ends."""
 
 
 @click.command(cls=Verb)
@@ -24,26 +42,47 @@ def command(recipe: str, directory: Path | None, resume: bool, overrides: dict[s
 
     Any field of the config is an option, as in ``--model.d_model 384 --steps 500``.
     """
-    from gradatim.errors import ConfigError, Problem
-
-    config = load_config(recipe, overrides)
-    if resume and directory is None:
-        raise ConfigError(Problem(where="--resume", what="which run is to go on?", attempt="--run DIR --resume"))
+    place = given_place()
+    with _one_voice(place):
+        config = load_config(recipe, overrides)
+        if resume and directory is None:
+            raise ConfigError(Problem(where="--resume", what="which run is to go on?", attempt="--run DIR --resume"))
+    with _one_voice(place, everywhere=True):
+        if place is not None:
+            refuse_other_world(config.layout, place)
 
     from gradatim.train import Run, train
     from gradatim.train.run_directory import new_directory
 
-    directory = directory or new_directory(Path(recipe).stem)
-    if resume and Run(directory).exists:
+    def choose() -> tuple[Path, RunConfig]:
+        """The run's directory, and the settings that a run which goes on keeps."""
+        chosen = directory or new_directory(Path(recipe).stem)
+        if not resume or not Run(chosen).exists:
+            return chosen, config
         # --steps shortens a warm-up that was not asked for; a run that goes on keeps the one it began with.
         kept = {
-            name: getattr(Run(directory).config.optimizer, name)
+            name: getattr(Run(chosen).config.optimizer, name)
             for name in ("warmup", "decay_steps")
             if f"optimizer.{name}" not in overrides
         }
-        config = replace(config, optimizer=replace(config.optimizer, **kept))
-    say(f"run directory: {directory}")
-    result = train(config, directory, resume=resume, say=say)
+        return chosen, replace(config, optimizer=replace(config.optimizer, **kept))
+
+    result: TrainResult | None
+    if place is not None and place.world > 1:
+        from gradatim.parallel.run import join_training
+
+        result = join_training(place, choose, config, resume, say)
+        if result is None:  # the first rank answers
+            return
+    else:
+        directory, config = choose()
+        say(f"run directory: {directory}")
+        if world_size(config.layout) == 1:
+            result = train(config, directory, resume=resume, say=say)
+        else:
+            from gradatim.parallel.run import run_training
+
+            result = run_training(config, directory, resume, say)
 
     def table() -> Table:
         shown = {
@@ -59,3 +98,20 @@ def command(recipe: str, directory: Path | None, resume: bool, overrides: dict[s
         return Table(["", "value"], [[name, value] for name, value in shown.items() if value is not None])
 
     emit(asdict(result), as_json, table)
+
+
+@contextlib.contextmanager
+def _one_voice(place: Place | None, everywhere: bool = False) -> Iterator[None]:
+    """Ranks find the same mistakes, and the first one tells them: another machine's, a missing file say, come after.
+
+    ``everywhere``: a mistake that all find for sure.
+    """
+    try:
+        yield
+    except GradatimError as error:
+        if place is None or place.rank == 0:
+            raise
+        time.sleep(PATIENCE)
+        if place.local_rank == 0 and not everywhere:
+            say(f"rank {place.rank}: {error}")
+        raise SystemExit(error.exit_code) from None

@@ -1,0 +1,53 @@
+"""One of the workers that ``launch.py`` starts: ``python -m gradatim.parallel.worker FOLDER``.
+
+The folder holds the job; the first rank leaves the answer there. Standard output belongs to the launching process, so
+whatever is printed here goes to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict
+from importlib import import_module
+from pathlib import Path
+
+from gradatim.parallel.place import given_place, threads_of_rank
+
+
+def main(folder: Path) -> int:
+    """Do the job as the rank that the environment says; the exit code, which only says that something failed."""
+    os.dup2(2, 1)
+    place = given_place()
+    assert place is not None
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads_of_rank(place.local_world)))  # before torch reads it
+
+    from gradatim.config.settings import LayoutConfig
+    from gradatim.errors import Interrupted
+    from gradatim.parallel.launch import RESULT, Failed, joined
+
+    job = json.loads((folder / "job").read_text("utf-8"))
+    module, _, name = job["function"].partition(":")
+    answer: dict[str, object]
+    try:
+        with joined(place, LayoutConfig(**job["layout"]), folder) as group:
+            answer = {"value": getattr(import_module(module), name)(group, **job["arguments"])}
+    except Interrupted as stopped:  # agreed upon: every rank is here
+        answer = {"problems": [asdict(problem) for problem in stopped.problems]}
+    except Failed:
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    if place.rank == 0:
+        draft = folder / "draft"
+        draft.write_text(json.dumps(answer), encoding="utf-8")
+        draft.replace(folder / RESULT)
+    return 0
+
+
+if __name__ == "__main__":
+    code = main(Path(sys.argv[1]))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # groups with a dead peer may never come apart in order
