@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -61,9 +62,19 @@ def test_the_rank_and_its_action_are_named_and_nobody_is_left(
 # --------------------------------------------------------------------------- the command
 
 
-def start(directory: Path, recipe: Path, *more: str) -> subprocess.Popen[str]:
+def start(directory: Path, recipe: Path, *more: str, **environment: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "gradatim", "train", str(recipe), "--run", str(directory), "--json", *more]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
+    )
+
+
+def start_group(directory: Path, recipe: Path) -> list[subprocess.Popen[str]]:
+    """Two ranks as torchrun starts them, though nobody ends one when the other does."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    return [start(directory, recipe, RANK=rank, LOCAL_RANK=rank, **common) for rank in "01"]
 
 
 def workers_of(parent: int) -> list[int]:
@@ -147,3 +158,31 @@ def test_workers_do_not_outlive_a_launcher_that_is_killed(endless: Path, tmp_pat
     while any(map(alive, workers)) and time.monotonic() < until:
         time.sleep(0.1)
     assert not any(map(alive, workers))
+
+
+def test_in_a_group_that_others_started_one_rank_tells(endless: Path, tmp_path: Path) -> None:
+    """A rank killed, a signal to all, a run that exists: one document each time, equal exit codes."""
+    run = tmp_path / "run"
+    ranks = start_group(run, endless)
+    wait_for_rows(ranks[0], run, 3)
+    ranks[1].kill()
+    (problem,) = error_of(ranks[0])["problems"]
+    assert ranks[0].returncode == 5
+    assert problem["where"].startswith("rank 1, replica 1, step ")
+    assert problem["what"] == "the process died"
+    ranks[1].communicate()
+
+    ranks = start_group(tmp_path / "other", endless)
+    wait_for_rows(ranks[0], tmp_path / "other", 3)
+    for rank in ranks:
+        rank.send_signal(signal.SIGTERM)
+    assert "stopped by SIGTERM after step" in error_of(ranks[0])["problems"][0]["what"]
+    out, _ = ranks[1].communicate(timeout=60)
+    assert [rank.returncode for rank in ranks] == [10, 10]
+    assert out == ""
+
+    ranks = start_group(run, endless)
+    assert "runs are never overwritten" in error_of(ranks[0])["problems"][0]["what"]
+    out, err = ranks[1].communicate(timeout=60)
+    assert [rank.returncode for rank in ranks] == [2, 2]
+    assert (out, err) == ("", "")

@@ -20,7 +20,7 @@ from gradatim.config import load_config
 from gradatim.config.derived import world_size
 from gradatim.config.settings import RunConfig
 from gradatim.errors import ConfigError, GradatimError, Problem
-from gradatim.parallel.place import Place, given_place, refuse_other_world
+from gradatim.parallel.place import Place, before_torch, given_place, refuse_other_world
 
 if TYPE_CHECKING:
     from gradatim.train import TrainResult
@@ -50,6 +50,7 @@ def command(recipe: str, directory: Path | None, resume: bool, overrides: dict[s
     with _one_voice(place, everywhere=True):
         if place is not None:
             refuse_other_world(config.layout, place)
+            before_torch(place)
 
     from gradatim.train import Run, train
     from gradatim.train.run_directory import new_directory

@@ -7,20 +7,27 @@ names, so the model's own mathematics runs on, whole or shard.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 from torch import nn
 
 from gradatim.config.settings import ModelConfig
 from gradatim.models import new_model
-from gradatim.models.layers.init import draw
+from gradatim.models.layers.attention import SelfAttention
+from gradatim.models.layers.embedding import Positions
+from gradatim.models.layers.feed_forward import FeedForward
+from gradatim.models.layers.init import draw, seed_of
+from gradatim.models.layers.output import Output
 from gradatim.models.neural import NeuralLanguageModel, Recompute
-from gradatim.parallel.mesh import Mesh
+from gradatim.parallel.linear import ColumnLinear, RowLinear, WeightGradients, columns
+from gradatim.parallel.mesh import Axis, Mesh
 from gradatim.parallel.spec import ParameterSpec, specify
-from gradatim.shapes import parameters
+from gradatim.parallel.vocabulary import PositionsShard, VocabEmbedding, VocabOutput
+from gradatim.shapes import COLUMN, ROW, Split, parameters
 
 
 @dataclass
@@ -31,7 +38,7 @@ class Chunk:
     """Cut, sharded, initialised; ``enter``, ``run`` and ``nll`` as far as its parts go."""
     specs: dict[str, ParameterSpec]
     """By the name in ``model.named_parameters()``, in that order."""
-    queue: Any = None
+    queue: WeightGradients | None = None
     """Where weight gradients wait that were not computed with the others; None unless deferred."""
 
 
@@ -76,6 +83,10 @@ def build_chunk(
     shapes = {shape.name: shape for shape in parameters(config, vocab_size, context)}
     tied = "head.output.weight" not in shapes
     model.keep(layers, embed=embed, head=head)
+    queue = WeightGradients() if deferred else None
+    if mesh.tp.size > 1 or deferred:
+        splits = {shape.name: shape.split for shape in shapes.values()}
+        exchange_layers(model, splits, mesh.tp, sequence_parallel=sequence_parallel, queue=queue)
     specs: dict[str, ParameterSpec] = {}
     for name, parameter in model.named_parameters():
         copy = name not in shapes
@@ -87,7 +98,59 @@ def build_chunk(
         )
     materialise(model, specs, seed, dtype, device)
     model.set_recompute(recompute)
-    return Chunk(model.train(), specs)
+    return Chunk(model.train(), specs, queue)
+
+
+def exchange_layers(
+    model: NeuralLanguageModel,
+    splits: Mapping[str, Split],
+    tp: Axis,
+    *,
+    sequence_parallel: bool,
+    queue: WeightGradients | None,
+) -> None:
+    """Put a parallel layer in the place of each layer whose weight is split, with the same (still whole) parameters.
+
+    Raises:
+        ValueError: the model has layers that are not split, or too few heads to split.
+    """
+    if tp.size > 1 and not {COLUMN, ROW} & set(splits.values()):
+        raise ValueError(f"{type(model).__name__} is not split over tensor-parallel ranks")
+    for name, module in list(model.named_modules()):
+        split = splits.get(f"{name}.weight")
+        new: nn.Module
+        if isinstance(module, nn.Linear) and split in (COLUMN, ROW):
+            kind = ColumnLinear if split == COLUMN else RowLinear
+            new = kind(module, tp, sequence_parallel=sequence_parallel, queue=queue)
+        elif tp.size == 1:
+            continue
+        elif isinstance(module, nn.Embedding):
+            new = VocabEmbedding(module, tp, sequence_parallel=sequence_parallel)
+        elif isinstance(module, Output):
+            new = VocabOutput(module, tp, sequence_parallel=sequence_parallel)
+        elif isinstance(module, Positions) and sequence_parallel:
+            new = PositionsShard(module, tp)
+        else:
+            continue
+        model.set_submodule(name, new)
+    for name, module in model.named_modules():
+        if isinstance(module, FeedForward):
+            module.project = columns
+        if isinstance(module, SelfAttention) and tp.size > 1:
+            kv_heads = module.qkv.weight.shape[0] // ((module.group + 2) * module.head_dim)
+            if kv_heads % tp.size:
+                raise ValueError(f"{name}: {kv_heads} key-value heads cannot be split over tp {tp.size}")
+            if not sequence_parallel:
+                module.core_random = partial(_shard_random, name, tp.index)
+
+
+@contextlib.contextmanager
+def _shard_random(name: str, index: int) -> Iterator[None]:
+    """Random numbers of this shard's heads; outside, all shards of replicated activations go on drawing alike."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed_of(torch.initial_seed(), name, index))
+        yield
 
 
 def materialise(

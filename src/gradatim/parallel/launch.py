@@ -33,7 +33,7 @@ from gradatim.config.derived import world_size
 from gradatim.config.settings import LayoutConfig
 from gradatim.errors import GradatimError, Interrupted, LaunchError, Problem
 from gradatim.parallel.mesh import Mesh, create_mesh
-from gradatim.parallel.place import Place, threads_of_rank
+from gradatim.parallel.place import Place
 from gradatim.parallel.verdict import verdict
 from gradatim.parallel.watch import FIRST, LINGER, Watch, records, set_watch
 from gradatim.train.signals import SIGNALS
@@ -95,7 +95,6 @@ def joined(
         LaunchError: the others cannot be found, or no device.
         Interrupted: the ranks agreed to stop.
     """
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "0")) or threads_of_rank(place.local_world))
     watch = Watch(folder, place.rank, place.world) if folder else None
     stopped = None
     try:

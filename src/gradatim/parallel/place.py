@@ -167,6 +167,12 @@ def refuse_other_world(layout: LayoutConfig, place: Place) -> None:
     )
 
 
+def before_torch(place: Place) -> None:
+    """Set what torch reads when it is loaded: threads, and no stack traces of the network's own when a rank is gone."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads_of_rank(place.local_world)))
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
 def threads_of_rank(local_world: int) -> int:
     """Threads that a rank computes with: an even share of the cores that this process may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 
-from gradatim.parallel.place import given_place, threads_of_rank
+from gradatim.parallel.place import before_torch, given_place
 
 
 def main(folder: Path) -> int:
@@ -21,7 +21,7 @@ def main(folder: Path) -> int:
     os.dup2(2, 1)
     place = given_place()
     assert place is not None
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads_of_rank(place.local_world)))  # before torch reads it
+    before_torch(place)
 
     from gradatim.config.settings import LayoutConfig
     from gradatim.errors import Interrupted

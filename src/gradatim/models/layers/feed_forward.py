@@ -6,6 +6,8 @@ swiglu   down(silu(gate(x)) ⊙ up(x))      Shazeer 2020
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -22,12 +24,20 @@ class FeedForward(nn.Module):
         self.up = Linear(width, inner, bias=bias)
         self.down = Linear(inner, width, bias=bias)
         self.dropout = dropout
+        self.project: Callable[[Tensor, Sequence[nn.Module]], Sequence[Tensor]] = each
+        """How several layers of one input are computed, for whoever can do that better together."""
 
     def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
         """Each position by itself."""
         if self.gate is None:
             inner = F.gelu(self.up(x), approximate="tanh")
         else:
-            inner = F.silu(self.gate(x)) * self.up(x)
+            gate, up = self.project(x, (self.gate, self.up))
+            inner = F.silu(gate) * up
         y: Tensor = self.down(inner)
         return F.dropout(y, self.dropout, self.training) if self.dropout else y
+
+
+def each(x: Float[Tensor, "b t d"], layers: Sequence[nn.Module]) -> list[Float[Tensor, "b t f"]]:
+    """One after the other."""
+    return [layer(x) for layer in layers]

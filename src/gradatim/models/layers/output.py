@@ -177,13 +177,13 @@ def _loss_and_gradients(
                 grad_bias += error.sum(0)
             logits[part] = error
         if grad_hidden is not None:
-            _product(grad_hidden[rows], logits, w, first=True)
+            product(grad_hidden[rows], logits, w, first=True)
         if grad_weight is not None:
-            _product(grad_weight[:vocab_size], logits.t(), h[rows], first=rows.start == 0)
+            product(grad_weight[:vocab_size], logits.t(), h[rows], first=rows.start == 0)
     return loss, (grad_hidden, grad_weight, grad_bias)
 
 
-def _product(out: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
+def product(out: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
     """``out = a b``, or ``out += a b`` after the first; sums over chunks are kept in out's type, the wider one."""
     if out.dtype != a.dtype:
         product = torch.mm(a, b)

@@ -1,0 +1,207 @@
+"""A pipeline step against torch.distributed.pipelining, one process, and the makespan that our simulator promises.
+
+Two processes of one thread, eight Transformer blocks of width 512 on 128 tokens, microbatches of 2, as many as given.
+Both sides run the very same modules (our blocks, embedding and loss), so they differ only in how the schedule is
+carried out. They take turns in the same processes; a ratio is that of one turn. The promise is the schedule simulated
+with the median time that each chunk's forward and backward pass took while all ranks were busy, and free transfers.
+
+    python benchmarks/parallel_pipeline.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import common
+
+LAYERS, WIDTH, HEADS, TOKENS, ROWS, VOCABULARY = 8, 512, 8, 128, 2, 512
+PROCESSES = 2
+
+
+def worker(rank: int, store: str, options: argparse.Namespace, answers: Any) -> None:
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", store=dist.FileStore(store, PROCESSES), rank=rank, world_size=PROCESSES)
+    for name, chunks in (("1f1b", 1), ("interleaved", 2)):
+        for microbatches in options.microbatches:
+            answers.put((rank, name, microbatches, measure(name, chunks, microbatches, options.turns)))
+    dist.barrier()
+
+
+def measure(name: str, chunks: int, microbatches: int, turns: int) -> dict[str, Any]:
+    """Seconds of each turn, ours and torch's, and what our simulator makes of our action times."""
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleInterleaved1F1B
+
+    from gradatim.config.settings import GptConfig, LayoutConfig
+    from gradatim.parallel.build import build_chunk
+    from gradatim.parallel.mesh import create_mesh
+    from gradatim.parallel.pipeline import Microbatch, Pipeline
+    from gradatim.schedules import build_schedule, lower
+
+    mesh = create_mesh(LayoutConfig(pp=PROCESSES))
+    config = GptConfig(d_model=WIDTH, n_layers=LAYERS, n_heads=HEADS, tied=False)
+    schedule = lower(build_schedule(name, PROCESSES, microbatches, chunks))
+    every, total = LAYERS // (PROCESSES * chunks), PROCESSES * chunks
+    mine = {
+        c: build_chunk(
+            config, VOCABULARY, TOKENS, layers=range(c * every, (c + 1) * every), embed=c == 0, head=c == total - 1,
+            mesh=mesh,
+        )
+        for c in range(total)
+        if schedule.placement[c] == mesh.pp.index
+    }  # fmt: skip
+    ids = torch.randint(0, VOCABULARY, (ROWS * microbatches, TOKENS + 1), generator=torch.Generator().manual_seed(0))
+    inputs, targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
+    parts = [Microbatch(*pair) for pair in zip(inputs.split(ROWS), targets.split(ROWS))]
+    ours = Pipeline(schedule, mine, mesh.pp, width=WIDTH)
+
+    class Stage(torch.nn.Module):
+        def __init__(self, number: int) -> None:
+            super().__init__()
+            self.number, self.model = number, mine[number].model
+
+        def forward(self, x: Any) -> Any:
+            return self.model.run(self.model.enter(x) if self.number == 0 else x)
+
+    def loss(hidden: Any, wanted: Any) -> Any:
+        return mine[total - 1].model.nll(hidden, wanted) / targets.numel()
+
+    stages = [PipelineStage(Stage(c), c, total, torch.device("cpu"), group=mesh.pp.group) for c in mine]
+    if chunks == 1:
+        theirs: Any = Schedule1F1B(stages[0], microbatches, loss_fn=loss, scale_grads=False)
+    else:
+        theirs = ScheduleInterleaved1F1B(stages, microbatches, loss_fn=loss, scale_grads=False)
+    first, last = mesh.pp.index == 0, mesh.pp.index == PROCESSES - 1
+
+    def forget() -> dict[str, Any]:
+        found = {f"{c}.{n}": p.grad for c, chunk in mine.items() for n, p in chunk.model.named_parameters()}
+        for chunk in mine.values():
+            for parameter in chunk.model.parameters():
+                parameter.grad = None
+        return found
+
+    took: dict[Any, list[float]] = {}
+
+    def step_ours(note: bool = True) -> None:
+        ran = ours.run(parts, targets.numel())
+        for action, (start, end) in zip(ran.actions, ran.spans) if note else ():
+            took.setdefault((action.chunk, action.kind), []).append(end - start)
+
+    def step_theirs() -> None:
+        losses: list[Any] = []
+        theirs.step(*([inputs] if first else []), **({"target": targets, "losses": losses} if last else {}))
+
+    def timed(step: Any) -> float:
+        dist.barrier()
+        started = time.perf_counter()
+        step()
+        dist.barrier()
+        return time.perf_counter() - started
+
+    for _ in range(2):
+        timed(lambda: step_ours(note=False))
+        gradients = forget()
+        timed(step_theirs)
+        peers = forget()
+    for key, gradient in gradients.items():
+        torch.testing.assert_close(gradient, peers[key], rtol=1e-4, atol=1e-7)
+    seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
+    for turn in range(turns):
+        order = [("ours", step_ours), ("theirs", step_theirs)]
+        for side, step in order if turn % 2 == 0 else reversed(order):
+            seconds[side].append(timed(step))
+            forget()
+    return {**seconds, "took": {key: statistics.median(values) for key, values in took.items()}}
+
+
+def one_process(microbatches: list[int], turns: int) -> dict[int, list[float]]:
+    """The same model, one process of one thread."""
+    import torch
+
+    from gradatim.config.settings import GptConfig
+    from gradatim.models import build_model
+
+    torch.set_num_threads(1)
+    model = build_model(GptConfig(d_model=WIDTH, n_layers=LAYERS, n_heads=HEADS, tied=False), VOCABULARY, TOKENS)
+    found = {}
+    for count in microbatches:
+        ids = torch.randint(0, VOCABULARY, (ROWS * count, TOKENS + 1))
+        times = []
+        for _ in range(turns + 1):
+            started = time.perf_counter()
+            for part in ids.split(ROWS):
+                loss = model.nll(model.hidden(part[:, :-1])[0], part[:, 1:].contiguous())
+                (loss / ids[:, 1:].numel()).backward()  # type: ignore[no-untyped-call]
+            times.append(time.perf_counter() - started)
+            model.zero_grad(set_to_none=True)
+        found[count] = times[1:]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--microbatches", type=lambda text: [int(n) for n in text.split(",")], default=[2, 4, 8, 16])
+    options = parser.parse_args()
+    from gradatim.schedules import build_schedule, simulate
+
+    context = multiprocessing.get_context("spawn")
+    answers = context.Queue()
+    with tempfile.TemporaryDirectory() as folder:
+        store = str(Path(folder) / "store")
+        workers = [context.Process(target=worker, args=(rank, store, options, answers)) for rank in range(PROCESSES)]
+        for process in workers:
+            process.start()
+        cases = 2 * len(options.microbatches)
+        found = {}
+        for _ in range(PROCESSES * cases):
+            rank, name, microbatches, result = answers.get(timeout=900)
+            found[rank, name, microbatches] = result
+        for process in workers:
+            process.join()
+    alone = one_process(options.microbatches, max(3, options.turns // 3))
+    rows: list[list[object]] = []
+    for name, chunks in (("1f1b", 1), ("interleaved", 2)):
+        for m in options.microbatches:
+            result = found[0, name, m]
+            took = {key: value for rank in range(PROCESSES) for key, value in found[rank, name, m]["took"].items()}
+            promised = float(
+                simulate(
+                    build_schedule(name, PROCESSES, m, chunks), lambda a, took=took: took[a.chunk, a.kind]
+                ).makespan
+            )
+            ours, theirs = result["ours"], result["theirs"]
+            rows.append(
+                [
+                    name, m, common.spread([1000 * s for s in ours]), common.spread([1000 * s for s in theirs]),
+                    common.spread([a / b for a, b in zip(ours, theirs)]),
+                    f"{statistics.median(ours) / promised:.3f}", f"{statistics.median(theirs) / promised:.3f}",
+                    f"{statistics.median(alone[m]) / statistics.median(ours):.2f}",
+                ]
+            )  # fmt: skip
+    columns = [
+        "schedule", "m", "ours, ms", "torch, ms", "ours / torch", "ours / simulated", "torch / simulated",
+        "against one process",
+    ]  # fmt: skip
+    body = (
+        f"{PROCESSES} processes of 1 thread, {LAYERS} blocks of width {WIDTH}, {TOKENS} tokens, microbatches of {ROWS} "
+        f"sequences, fp32; {options.turns} paired turns, gradients compared first. Median (least-most); ours / torch "
+        "is that of one turn; simulated: from the median times of actions, transfers free; interleaved has 2 chunks a "
+        "rank. "
+        "The one process runs alone, with the other core free.\n\n"
+    )
+    common.write_result("parallel_pipeline", "A pipeline step", body + common.table(columns, rows))
+
+
+if __name__ == "__main__":
+    main()
