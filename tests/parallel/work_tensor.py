@@ -117,11 +117,12 @@ def step(rank: int, world: int, name: str, options: dict[str, Any], low: bool = 
         (loss / 7).backward()
     assert all(p.grad is not None and p.grad.dtype == dtype for p in chunk.model.parameters())
     total = torch.stack([g.norm() for g in gradients.values()]).norm() / len(gradients) ** 0.5
-    worst = float((loss.detach() - expected).abs() / expected)
+    loss = loss.detach()
+    worst = float((loss - expected).abs() / expected)
     for key, gradient in gradients.items():
         difference = (whole_gradient(chunk, mesh, key) - gradient).norm()
         worst = max(worst, float(difference / torch.maximum(gradient.norm(), total)))
-    losses = collectives.stack_of_ranks(loss.detach().reshape(1), mesh.tp)
+    losses = collectives.stack_of_ranks(loss.reshape(1), mesh.tp)
     assert (losses == losses[0]).all()
     return worst
 
