@@ -113,6 +113,7 @@ def step(rank: int, world: int, name: str, options: dict[str, Any], low: bool = 
         chunk.queue.run(chunk.queue.pop())
         assert {id(p) for p in ready} == {id(chunk.model.get_parameter(key)) for key in split}
         assert chunk.queue.pop() == []
+        assert not any(p.grad.requires_grad for p in ready if p.grad is not None)
     else:
         (loss / 7).backward()
     assert all(p.grad is not None and p.grad.dtype == dtype for p in chunk.model.parameters())
