@@ -121,7 +121,7 @@ def step(rank: int, world: int, name: str, options: dict[str, Any], low: bool = 
     loss = loss.detach()
     worst = float((loss - expected).abs() / expected)
     for key, gradient in gradients.items():
-        difference = (whole_gradient(chunk, mesh, key) - gradient).norm()
+        difference = (whole_gradient(chunk, mesh, key).detach() - gradient).norm()
         worst = max(worst, float(difference / torch.maximum(gradient.norm(), total)))
     losses = collectives.stack_of_ranks(loss.reshape(1), mesh.tp)
     assert (losses == losses[0]).all()
