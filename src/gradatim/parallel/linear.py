@@ -76,7 +76,6 @@ class WeightGradients:
         return held
 
     @torch.no_grad()
-    @torch.no_grad()
     def run(self, pending: Sequence[Pending]) -> None:
         """Compute products and add them to ``parameter.grad``; every rank of a tensor-parallel group alike."""
         # Each gather is on its way while the products before it are computed.
