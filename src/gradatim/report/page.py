@@ -18,7 +18,7 @@ th, td { padding: .45rem .7rem; border-bottom: 1px solid var(--line); text-align
 th { font-weight: 600; color: var(--soft); } td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 tr.best td { font-weight: 600; } .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 8px; }
 figure { margin: 1rem 0; padding: 1rem; background: #ffffff; color: #1d2430; border: 1px solid var(--line); border-radius: 8px; }
-figcaption { color: #5d6675; font: 14px/1.5 system-ui, sans-serif; margin-top: .4rem; }
+figure svg { max-width: 100%; height: auto; } figcaption { color: #5d6675; font: 14px/1.5 system-ui, sans-serif; margin-top: .4rem; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.2rem; font: 14px/1.5 system-ui, sans-serif; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 .prompt { color: var(--soft); } .text { white-space: pre-wrap; overflow-wrap: anywhere; font: 13px/1.5 ui-monospace, monospace; }

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from gradatim import __version__
+from gradatim.config.derived import world_size
 from gradatim.report import figures, page
+from gradatim.report.layout import layout_sections, layout_text
 from gradatim.train import Run
 from gradatim.train.metrics import read_metrics
 
@@ -45,6 +47,7 @@ def run_report(directory: Path) -> str:
             if points:
                 drawing = figures.curves({label: points}, title=heading, x_label="step", y_label=label)
                 sections.append(page.section(heading, page.figure(drawing, caption)))
+    sections += layout_sections(directory, run.config, run.tokenizer.vocab_size, rows)
     config = (directory / "config.yaml").read_text(encoding="utf-8")
     sections.append(page.section("Configuration", f'<p class="text">{escape(config)}</p>'))
     return page.page(
@@ -62,6 +65,7 @@ def _facts(run: Run, rows: list[dict[str, Any]]) -> list[tuple[str, object]]:
         ("model", run.config.model.kind),
         ("vocabulary", run.tokenizer.vocab_size),
         ("text", ", ".join(run.config.data.train)),
+        *([("layout", layout_text(run.config.layout))] if world_size(run.config.layout) > 1 else []),
         ("steps", last.get("step")),
         ("tokens learned from", last.get("tokens")),
         ("seconds", last.get("seconds")),
