@@ -64,7 +64,7 @@ def one_process(rows: slice) -> Step:
         clip_gradients(weights, norm, ADAMW.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return float(loss), norm
+        return float(loss.detach()), norm
 
     return step
 
@@ -86,7 +86,7 @@ def ours(mesh: Mesh, zero: int, bucket_bytes: int) -> Step:
         gradients.finish()
         norm = optimizer.norm()
         optimizer.step(ADAMW.lr, norm, ADAMW.clip)
-        return float(loss / count), norm
+        return float(loss.detach() / count), norm
 
     return step
 
@@ -120,7 +120,7 @@ def ddp(mesh: Mesh) -> Step:
         norm = float(gradient_norm(weights))
         clip_gradients(weights, norm, ADAMW.clip)
         optimizer.step()
-        return float(loss) / mesh.dp.size, norm
+        return float(loss.detach()) / mesh.dp.size, norm
 
     return step
 

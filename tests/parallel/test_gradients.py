@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
+import torch
 from pool import Pool
 
 OfWorld = Callable[[int], Pool]
@@ -20,6 +22,20 @@ def test_sums_begin_during_the_last_backward_pass_and_in_order(zero: int, pool: 
     assert sums == [f"sum {i}" for i in range(len(sums))]
     assert last.index("sum 0") < last.index("backward 2"), "the last layer's sum before the next layer's backward pass"
     assert last.index("sum 4") < last.index("backward 0")
+
+
+@pytest.mark.parametrize("zero", [0, 1])
+def test_sums_begin_while_weight_gradients_are_computed_apart(zero: int, pool: OfWorld) -> None:
+    apart = pool(2).run("work_gradients:queued", zero, True)
+    together = pool(2).run("work_gradients:queued", zero, False)
+    for (events, ours), (_, theirs) in zip(apart, together):
+        # What finished with the activations' gradients is final when the first weight comes; then each bucket in turn.
+        weights = [i for i, event in enumerate(events) if event == "weight"]
+        assert len(weights) == 8, "four matrices a layer"
+        assert all("sum" in events[i + 1 : j] for i, j in itertools.pairwise(weights))
+        assert events[-1] == "finish", "which finds nothing left to begin"
+        assert all(torch.allclose(a, b, rtol=0, atol=1e-13) for a, b in zip(ours, theirs, strict=True))
+    assert apart[0][0] == apart[1][0]
 
 
 @pytest.mark.parametrize("zero", [0, 1])

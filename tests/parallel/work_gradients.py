@@ -11,8 +11,9 @@ from fakes import FakeChunk, backward, build, microbatches
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gradatim.config.settings import LayoutConfig, OptimizerConfig
+from gradatim.config.settings import GptConfig, LayoutConfig, OptimizerConfig
 from gradatim.parallel import gradients as module
+from gradatim.parallel.build import build_chunk
 from gradatim.parallel.gradients import Gradients
 from gradatim.parallel.mesh import Mesh, create_mesh, single
 from gradatim.parallel.optimizer import ShardedAdamW
@@ -193,6 +194,53 @@ def order(rank: int, world: int, zero: int) -> tuple[list[str], list[str]]:
         setattr(module, name, real)
         gradients.close()
     return both[0], both[1]
+
+
+def queued(rank: int, world: int, zero: int, deferred: bool) -> tuple[list[str], list[Tensor]]:
+    """A GPT's step in two microbatches, with input and weight gradients apart or together: what happened after the last
+    one's activations' gradients, and the weights' gradients that this rank has.
+    """
+    mesh = mesh_of((1, world, 1))
+    config = GptConfig(d_model=16, n_layers=2, n_heads=2, vocab_multiple=8)
+    chunk = build_chunk(
+        config, 50, 12, layers=range(2), embed=True, head=True, mesh=mesh, deferred=deferred, dtype=torch.float64
+    )
+    events: list[str] = []
+    gradients = Gradients([chunk], mesh, zero=zero, bucket_bytes=1)
+    optimizer = ShardedAdamW(gradients, ADAMW)
+    name = "reduce_scatter_" if zero else "all_reduce_"
+    real = getattr(module, name)
+
+    def spy(flat: Tensor, axis: Any) -> Any:
+        events.append("sum")
+        return real(flat, axis)
+
+    setattr(module, name, spy)
+    ids = torch.randint(0, 50, (2, 3, 13), generator=torch.Generator().manual_seed(rank))
+    try:
+        gradients.begin()
+        for microbatch in range(2):
+            loss = chunk.model.nll(chunk.model.run(chunk.model.enter(ids[microbatch, :, :-1])), ids[microbatch, :, 1:])
+            if not deferred:
+                if microbatch == 1:
+                    gradients.last_backward(chunk)
+                loss.backward()
+                continue
+            assert chunk.queue is not None
+            with chunk.queue.hold():
+                loss.backward()
+            pending = chunk.queue.pop()
+            if microbatch == 1:
+                assert not events
+                chunk.queue.on_ready(lambda parameter: events.append("weight"))
+                gradients.last_backward(chunk)
+            chunk.queue.run(pending)
+        events.append("finish")
+        gradients.finish()
+    finally:
+        setattr(module, name, real)
+        gradients.close()
+    return events, [values for _, _, _, values in pieces(optimizer, "gradient")]
 
 
 def idle(rank: int, world: int, zero: int) -> list[float]:
