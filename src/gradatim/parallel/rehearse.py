@@ -35,6 +35,7 @@ from gradatim.parallel.observe import WEIGHT_GRADIENTS, Message, Observer, as_on
 from gradatim.parallel.optimizer import ShardedAdamW
 from gradatim.parallel.pipeline import Microbatch, Pipeline
 from gradatim.schedules import Schedule, build_schedule, lower
+from gradatim.schedules.actions import peak_in_flight
 from gradatim.shapes.split import layers_of_chunks
 from gradatim.train.precision import arithmetic, weight_dtype
 
@@ -258,15 +259,15 @@ class _Rank:
             last_backward=self.gradients.last_backward, report=self._report,
         )  # fmt: skip
         observer.kind = "loss"
-        self._tell_everybody()  # the count of targets
+        self._tell_everybody(rows * config.context)  # of targets, how many
         self.gradients.begin()
-        pipeline.run(microbatches, config.global_batch * config.context)
+        ran = pipeline.run(microbatches, config.global_batch * config.context)
         observer.action, observer.kind = "", "update"
         self.gradients.finish()
-        self._tell_everybody()  # the loss
+        self._tell_everybody(float(ran.loss))
         norm = self.optimizer.norm()
         if mesh.pp.size > 1:  # times of the timeline
-            self._gather(2 * longest, mesh.pp.size, mesh.pp.group)
+            self._gather([0.0, 0.0] * longest, mesh.pp.size, mesh.pp.group)
         self.optimizer.step(config.optimizer.lr, norm, config.optimizer.clip)
 
     def _report(self, action: str) -> None:
@@ -274,13 +275,13 @@ class _Rank:
         forward = "F" in action  # outside of the modules, a forward pass computes logits
         self.observer.kind = "output" if forward else "backward"
 
-    def _tell_everybody(self) -> None:
+    def _tell_everybody(self, value: float) -> None:
         if self.mesh.world > 1:
-            self._gather(1, self.mesh.world, self.mesh.everyone)
+            self._gather([value], self.mesh.world, self.mesh.everyone)
 
     @staticmethod
-    def _gather(numbers: int, ranks: int, group: Any) -> None:
-        mine = torch.zeros(numbers, dtype=torch.float64, device=CPU)
+    def _gather(values: list[float], ranks: int, group: Any) -> None:
+        mine = torch.tensor(values, dtype=torch.float64, device=CPU)
         dist.all_gather([torch.empty_like(mine) for _ in range(ranks)], mine, group=group)
 
 
@@ -307,13 +308,18 @@ def _parts(chunk: Chunk) -> Iterator[tuple[nn.Module, str]]:
 
 def shorter(schedule: Schedule, rank: int) -> Schedule:
     """The shortest lowered schedule of the same kind in which this rank meets the same situations, or the same one."""
-    wanted = situations(schedule, rank)
-    unit = schedule.stages if schedule.chunks > 1 else 1
-    tried = sorted({unit * n for n in (2, 3, 4, 6, 8, 16, 32, 64, 128, 256)} | {schedule.stages * n for n in (1, 2, 3)})
+    wanted, most = situations(schedule, rank), peak_in_flight(schedule)[rank]
+    stages, chunks = schedule.stages, schedule.chunks
+    if chunks > 1:  # in groups of as many as there are stages
+        tried = [stages * n for n in (2, 3, 4, 5, 6, 8)]
+    else:
+        tried = sorted({4, 5, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, stages + 3, 2 * stages})
     for microbatches in tried:
+        if microbatches * chunks < most:
+            continue
         if microbatches >= schedule.microbatches:
             break
-        found = lower(build_schedule(schedule.name, schedule.stages, microbatches, schedule.chunks))
+        found = lower(build_schedule(schedule.name, stages, microbatches, chunks))
         if situations(found, rank) == wanted:
             return found
     return schedule
