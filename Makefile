@@ -2,7 +2,7 @@
 #
 #   make demo    train the ladder on the embedded corpus, compare its rungs, write runs/demo/report.html
 #   make test    run the tests
-#   make test-layouts    run the whole matrix of parallel layouts (some 20 minutes on two cores)
+#   make test-layouts    run everything of parallel training, the whole matrix of layouts too (some 20 minutes)
 #   make lint    ruff and mypy
 #   make docs    the documentation as a web site in build/site
 #   make clean   remove the environment and what tools left behind (runs/ stays)
@@ -27,7 +27,7 @@ test: $(VENV)/.installed-test
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest
 
 test-layouts: $(VENV)/.installed-test
-	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest tests/parallel/test_layouts.py -m "layouts or not layouts"
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest tests/parallel -m "layouts or not layouts"
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
