@@ -129,14 +129,16 @@ def test_unknown_characters_are_counted_and_have_no_bits(run: Path, ask: Ask, tm
 
 def test_score_ranks_sentences(run: Path, ask: Ask, plain: Callable[..., str]) -> None:
     found = ask("score", run, "zzz", "i", "more i", "")
-    assert {frozenset(entry) for entry in found} == {frozenset({"text", "log_probability", "tokens", "perplexity"})}
+    fields = {"text", "log_probability", "tokens", "perplexity", "unknown"}
+    assert {frozenset(entry) for entry in found} == {frozenset(fields)}
+    assert {entry["text"]: entry["unknown"] for entry in found} == {"zzz": 3, "i": 0, "more i": 0, "": 0}
     values = [entry["log_probability"] for entry in found]
     assert values == sorted(values, reverse=True)
     assert {entry["text"]: entry["tokens"] for entry in found} == {"zzz": 4, "i": 2, "more i": 7, "": 1}
     for entry in found:
         assert entry["perplexity"] == pytest.approx(math.exp(-entry["log_probability"] / entry["tokens"]))
     lines = plain("score", run, "zzz", "i", "more i").splitlines()
-    assert lines[0].split() == ["sentence", "log-probability", "tokens", "perplexity"]
+    assert lines[0].split() == ["sentence", "log-probability", "tokens", "perplexity", "unknown"]
     assert [line.split("  ")[0] for line in lines[1:]] == [entry["text"] for entry in found if entry["text"]]
 
 

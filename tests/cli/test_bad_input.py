@@ -128,7 +128,7 @@ def test_odd_bytes_are_mended_counted_and_then_as_if_they_had_never_been(kept: P
     odd, said = answer("evaluate", kept / "gpt", "--text", "odd.txt")
     assert {f"odd.txt: {what}: {count}" for what, count in COUNTS.items()} == set(said.splitlines())
     assert odd == answer("evaluate", kept / "gpt", "--text", "mended.txt")[0]
-    assert (odd["unknown"], odd["bytes"]) == (3, len(MENDED.encode()))
+    assert (odd["unknown"], odd["bytes"]) == (3, len(MENDED.encode()) - 1)  # the blank line is nobody's to predict
     odd, said = answer("prepare", "odd.txt", "--out", "a", *CHARS)
     assert odd["dropped"] == COUNTS
     assert "train: invalid bytes replaced: 2" in said
@@ -397,7 +397,9 @@ def test_prompts_of_any_bytes(kept: Path) -> None:
     assert "Traceback" not in done.stderr
     assert [line[2:] for line in done.stderr.splitlines() if line.startswith("= ")] == ["0"] * 8 + ["2"]
     left_out = "the prompt is longer than the model's context: its first 9 tokens were not read"
-    assert [line for line in done.stderr.splitlines() if line and line[0] != "="] == [left_out] * 2
+    assert [line for line in done.stderr.splitlines() if line and line[0] != "=" and "does not know" not in line] == [
+        left_out
+    ] * 2
     documents = [json.loads(line) for line in done.stdout.splitlines()]
     assert [document["prompt_tokens_dropped"] for document in documents[:3]] == [0, 0, 9]
     assert documents[8]["error"]["problems"][0]["got"] == "17 tokens"

@@ -186,3 +186,15 @@ def test_all_damaged_is_an_error_with_every_reason(make_config: MakeConfig, tmp_
     with pytest.raises(CheckpointError, match="no checkpoint of this run can be used") as caught:
         train(config, tmp_path / "run", resume=True)
     assert len(caught.value.problems) == 1 + len(folders) > 1
+
+
+def test_reading_a_run_says_which_checkpoint_it_passed_over(make_config: MakeConfig, tmp_path: Path) -> None:
+    train(make_config("gpt", 4, checkpoint__every=2), tmp_path / "run")
+    newest = max((tmp_path / "run/checkpoints").iterdir())
+    (newest / "rank0.safetensors").write_bytes(b"torn")
+    said: list[str] = []
+    found = Run.open(tmp_path / "run").checkpoint("last", said.append)
+    assert found.step < 4
+    assert "passed over a checkpoint" in said[0]
+    assert newest.name in said[0]
+    assert said[-1] == f"reading step {found.step} instead"

@@ -39,21 +39,21 @@ def read(raw: bytes, document: str = "line", name: str = "text.txt") -> tuple[li
 
 
 @pytest.mark.parametrize(
-    ("document", "expected"),
+    ("document", "expected", "unread"),
     [
-        ("line", ["one", "two ", "three", "four"]),
-        ("blank-line", ["one\ntwo ", "three\nfour"]),
-        ("file", ["one\ntwo \n\n \nthree\nfour"]),
+        ("line", ["one", "two ", "three", "four"], 3),
+        ("blank-line", ["one\ntwo ", "three\nfour"], 3),
+        ("file", ["one\ntwo \n\n \nthree\nfour"], 0),
     ],
 )
-def test_documents_and_their_bytes(document: str, expected: list[str]) -> None:
+def test_documents_and_their_bytes(document: str, expected: list[str], unread: int) -> None:
     raw = b"one\ntwo \n\n \nthree\nfour"
     documents, tally = read(raw, document)
     assert documents == expected
-    assert tally.bytes == len(raw)
+    assert tally.bytes == len(raw) - unread  # blank lines between documents are nobody's to predict
     documents, tally = read(b"\xef\xbb\xbf" + raw.replace(b"\n", b"\r\n"), document)
     assert documents == expected
-    assert tally.bytes == len(raw)
+    assert tally.bytes == len(raw) - unread
     assert tally.dropped["carriage returns"] == 5
     assert tally.dropped["byte-order marks"] == 1
 
@@ -62,7 +62,7 @@ def test_odd_bytes_are_counted() -> None:
     documents, tally = read(b"a\xff\xfeb\nnul\x00here\n\n\xe6\x97\n")
     assert documents == ["a\ufffd\ufffdb", "nul\x00here", "\ufffd"]
     assert tally.dropped == {"invalid bytes replaced": 3, "NUL characters kept": 1, "empty documents": 1}
-    assert tally.bytes == sum(len(text.encode()) + 1 for text in documents) + 1
+    assert tally.bytes == sum(len(text.encode()) + 1 for text in documents)
 
 
 def test_a_mark_inside_a_text_is_text() -> None:
@@ -158,7 +158,7 @@ def test_no_paragraph_of_a_later_part_occurs_in_an_earlier(manual: tuple[Path, d
         seen |= mine
 
 
-def test_manual_as_lines_has_the_bytes_of_the_manual(manual: tuple[Path, dict[str, dict[str, str]]]) -> None:
+def test_manual_as_lines_has_the_bytes_of_its_lines(manual: tuple[Path, dict[str, dict[str, str]]]) -> None:
     cache, parts = manual
     tallies = [Tally(), Tally()]
     names = ("python-manual",)
@@ -166,7 +166,9 @@ def test_manual_as_lines_has_the_bytes_of_the_manual(manual: tuple[Path, dict[st
         list(read_documents(names, "test", config(cache=str(cache), document=document), tally))
         for document, tally in zip(("file", "line"), tallies)
     )
-    assert tallies[0].bytes == tallies[1].bytes == sum(len(text.encode()) for text in parts["test"].values())
+    assert tallies[0].bytes == sum(len(text.encode()) for text in parts["test"].values())
+    blank = [line for text in whole for line in text.splitlines(keepends=True) if not line.strip()]
+    assert tallies[1].bytes == tallies[0].bytes - sum(len(line.encode()) for line in blank)
     assert lines == [line for text in whole for line in text.split("\n") if line.strip("\r\t ")]
 
 
@@ -247,3 +249,16 @@ def test_empty_text(content: bytes, kind: Any, folder: Path) -> None:
     with pytest.raises(DataError, match=r"data\.valid: there is no text"):
         prepare(config("text.txt", valid=("empty.txt",), tokenizer=tokenizer))
     assert not [path for path in folder.rglob("*") if path.name.endswith(".partial")]
+
+
+@pytest.mark.parametrize("document", ["line", "blank-line"])
+def test_blank_lines_that_nobody_predicts_are_no_bytes(document: str, tmp_path: Path) -> None:
+    """Else they would flatter bits per byte."""
+    sizes = []
+    for name, blank in (("few", ""), ("many", "\n" * 12)):
+        (tmp_path / f"{name}.txt").write_text(f"a b c\n\n{blank}d e f\n", encoding="utf-8")
+        data = DataConfig(
+            train=(str(tmp_path / f"{name}.txt"),), document=document, tokenizer=TokenizerConfig(kind="char")
+        )
+        sizes.append(prepare(data, tmp_path / name).train.meta.bytes)
+    assert sizes == [12, 12]

@@ -149,3 +149,12 @@ def test_files_of_other_programs(tmp_path: Path) -> None:
         _ = file.meta
     with pytest.raises(DataError, match="outside the vocabulary"):
         TokenFile.open(tmp_path / "text", vocab_size=9)
+
+
+def test_an_id_outside_the_vocabulary_is_found_though_the_checksum_is_right(tmp_path: Path) -> None:
+    ids = [np.array([1, 2, 9, 0])]
+    TokenFile.write(tmp_path / "a", ids, vocab_size=10, boundary=0, tokenizer="x", text_bytes=4)
+    facts = json.loads((tmp_path / "a.meta.json").read_text())
+    (tmp_path / "a.meta.json").write_text(json.dumps({**facts, "vocab_size": 9}))
+    with pytest.raises(DataError, match="a token id is outside the vocabulary"):
+        TokenFile.open(tmp_path / "a")

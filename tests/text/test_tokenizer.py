@@ -213,3 +213,11 @@ def test_cutting_long_runs_loses_nothing() -> None:
     for text in ("", "a b", "x" * 1024, "x" * 5000 + " " * 3000 + "end", "word " * 1000):
         assert "".join(pieces(text)) == text
     assert list(pieces("word " * 1000)) == ["word " * 1000]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_bytes_that_are_no_text_become_replacement_characters(name: str) -> None:
+    """A command's arguments hold surrogates where their bytes are no UTF-8."""
+    tokenizer = TRAINED[name]
+    assert tokenizer.encode("a caf\udce9 b") == tokenizer.encode("a caf\ufffd b")
+    assert tokenizer.encode_batch(["caf\udce9"])[0].tolist() == tokenizer.encode("caf\ufffd")

@@ -262,3 +262,18 @@ def test_environment_is_written_down(make_config: MakeConfig, tmp_path: Path) ->
     found = json.loads((tmp_path / "run" / "env.json").read_text())
     assert torch.__version__.startswith(found["packages"]["torch"].split("+")[0])
     assert found.keys() >= {"python", "machine", "processor", "cores", "threads", "command", "git"}
+
+
+def test_fewer_steps_than_are_done_are_refused(make_config: MakeConfig, tmp_path: Path) -> None:
+    train(make_config("gpt", 6), tmp_path / "run")
+    before = (tmp_path / "run/config.yaml").read_text()
+    with pytest.raises(ConfigError, match="the run has made more steps already"):
+        train(make_config("gpt", 4), tmp_path / "run", resume=True)
+    assert (tmp_path / "run/config.yaml").read_text() == before
+
+
+def test_more_steps_under_a_falling_rate_are_said(make_config: MakeConfig, tmp_path: Path) -> None:
+    said: list[str] = []
+    train(make_config("gpt", 4, optimizer__schedule="cosine"), tmp_path / "run")
+    train(make_config("gpt", 6, optimizer__schedule="cosine"), tmp_path / "run", resume=True, say=said.append)
+    assert any("steps were 4 and are 6 now: the cosine rate follows" in line for line in said)

@@ -21,10 +21,13 @@ def command(run: Path, prompt: str, top: int, checkpoint: str, as_json: bool) ->
     """Show the distribution over the token after PROMPT, likeliest first."""
     from gradatim.cli.runs import open_run
     from gradatim.decode.generate import next_tokens
+    from gradatim.evaluate.score import unknown_tokens
 
     opened, model = open_run(run, checkpoint)
     if model.context is not None and (dropped := len(opened.tokenizer.encode(prompt)) + 1 - model.context) > 0:
         say(f"the prompt is longer than the model's context: its first {dropped} tokens were not read")
+    if unknown := unknown_tokens(opened.tokenizer.encode(prompt), opened.tokenizer):
+        say(f"tokens of the prompt that this model does not know: {unknown}")
     found = [(opened.tokenizer.token_text(i), p) for i, p in next_tokens(model, opened.tokenizer, prompt, top)]
     emit(
         [{"text": text, "probability": p} for text, p in found],

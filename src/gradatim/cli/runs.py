@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gradatim.cli.output import say
 from gradatim.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -27,4 +28,4 @@ def open_run(directory: Path, checkpoint: str = "best") -> tuple[Run, LanguageMo
     from gradatim.train import Run
 
     run = Run.open(directory)
-    return run, run.model(checkpoint)
+    return run, run.model(checkpoint, say)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from gradatim.cli.output import Table, Verb, emit, json_option
+from gradatim.cli.output import Table, Verb, emit, json_option, say
 
 
 @click.command(cls=Verb)
@@ -22,11 +22,13 @@ def command(run: Path, sentences: tuple[str, ...], checkpoint: str, as_json: boo
 
     opened, model = open_run(run, checkpoint)
     scores = score_sentences(model, opened.tokenizer, sentences)
+    if any(score.unknown for score in scores):
+        say("sentences with unknown words are not comparable with others: all unknown words are one word to this model")
     emit(
         [asdict(score) for score in scores],
         as_json,
         lambda: Table(
-            ["sentence", "log-probability", "tokens", "perplexity"],
-            [[score.text, score.log_probability, score.tokens, score.perplexity] for score in scores],
+            ["sentence", "log-probability", "tokens", "perplexity", "unknown"],
+            [[score.text, score.log_probability, score.tokens, score.perplexity, score.unknown] for score in scores],
         ),
     )

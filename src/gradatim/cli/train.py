@@ -66,6 +66,9 @@ def command(recipe: str, directory: Path | None, resume: bool, overrides: dict[s
             for name in ("warmup", "decay_steps")
             if f"optimizer.{name}" not in overrides
         }
+        for name, value in kept.items():
+            if value != getattr(config.optimizer, name):
+                say(f"the run keeps optimizer.{name} {value}, with which it began")
         return chosen, replace(config, optimizer=replace(config.optimizer, **kept))
 
     result: TrainResult | None

@@ -23,6 +23,13 @@ class Score:
     tokens: int
     perplexity: float | None
     """exp(-log_probability / tokens); None where the model thinks the sentence impossible."""
+    unknown: int = 0
+    """Tokens of the one unknown word: they are scored as any unknown word, whatever they are."""
+
+
+def unknown_tokens(ids: Sequence[int], tokenizer: Tokenizer) -> int:
+    """How many of some ids are the unknown word."""
+    return 0 if tokenizer.unknown is None else list(ids).count(tokenizer.unknown)
 
 
 def score_sentences(model: LanguageModel, tokenizer: Tokenizer, sentences: Sequence[str]) -> list[Score]:
@@ -51,7 +58,9 @@ def score_sentences(model: LanguageModel, tokenizer: Tokenizer, sentences: Seque
         log_probs, _ = model.log_prob(row[:, :-1], row[:, 1:], model.start(1))
         total = float(log_probs.double().sum())
         mean = -total / (len(ids) - 1)
-        found.append(Score(sentence, total, len(ids) - 1, math.exp(mean) if mean < 700 else None))
+        found.append(
+            Score(sentence, total, len(ids) - 1, math.exp(mean) if mean < 700 else None, unknown_tokens(ids, tokenizer))
+        )
     if problems:
         raise ConfigError(*problems)
     return sorted(found, key=lambda score: -score.log_probability)

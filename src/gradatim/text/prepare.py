@@ -26,7 +26,7 @@ from gradatim.text.tokenfile import TokenFile
 from gradatim.text.tokenizer import Ids, Tokenizer, load_tokenizer
 from gradatim.text.vocabulary import train_tokenizer
 
-FORMAT = 3  # part of the fingerprint: raise it when preparing changes its result
+FORMAT = 4  # part of the fingerprint: raise it when preparing changes its result
 ENCODE_TOGETHER = 1024
 
 

@@ -35,7 +35,8 @@ class Tally:
 
     documents: int = 0
     bytes: int = 0
-    """UTF-8 bytes of the mended text, line ends included."""
+    """UTF-8 bytes of the mended text that is read, line ends included. Blank lines between documents are not: nobody
+    predicts them, so counting them would flatter bits per byte."""
     dropped: Counter[str] = field(default_factory=Counter)
 
 
@@ -70,23 +71,23 @@ def read_documents(names: tuple[str, ...], split: str, config: DataConfig, tally
         LaunchError: a package that this kind of source needs is not installed.
     """
     for name in names:
-        for text in _source(name, split, config, tally):
+        for text, size in _source(name, split, config, tally):
             if text.strip("\n\r\t \ufeff"):
                 tally.documents += 1
+                tally.bytes += size
                 yield text
             else:
                 tally.dropped["empty documents"] += 1
 
 
-def _source(name: str, split: str, config: DataConfig, tally: Tally) -> Iterator[str]:
+def _source(name: str, split: str, config: DataConfig, tally: Tally) -> Iterator[tuple[str, int]]:
+    """Documents, and the bytes that each stands for, its line end included."""
     if name in embedded.CORPORA:
         for text in embedded.corpus(name, Path(config.cache))[split].values():
-            tally.bytes += len(text.encode())
             yield from _cut(io.StringIO(text, newline="\n"), config.document)
     elif name in NAMED:
         for sentence in named(name)[split]:
-            tally.bytes += len(sentence.encode()) + 1
-            yield sentence
+            yield sentence, len(sentence.encode()) + 1
     elif name.startswith("hf:"):
         yield from _cells(_hugging_face(name, split, config), tally)
     else:
@@ -106,43 +107,46 @@ def _source(name: str, split: str, config: DataConfig, tally: Tally) -> Iterator
                     yield from _cut(_lines(file, tally), config.document)
 
 
-def _cut(lines: Iterable[str], document: str) -> Iterator[str]:
+def _cut(lines: Iterable[str], document: str) -> Iterator[tuple[str, int]]:
     """Documents out of lines that keep their line end; a document of its own lines has none after the last."""
     if document == "file":
-        yield "".join(lines)
+        text = "".join(lines)
+        yield text, len(text.encode())
     elif document == "line":
         for line in lines:
-            yield line.removesuffix("\n")
+            yield line.removesuffix("\n"), len(line.encode())
     else:
         paragraph: list[str] = []
         for line in lines:
             if line.strip():
                 paragraph.append(line)
             elif paragraph:
-                yield "".join(paragraph).removesuffix("\n")
+                yield _paragraph(paragraph)
                 paragraph = []
         if paragraph:
-            yield "".join(paragraph).removesuffix("\n")
+            yield _paragraph(paragraph)
+
+
+def _paragraph(lines: list[str]) -> tuple[str, int]:
+    text = "".join(lines)
+    return text.removesuffix("\n"), len(text.encode())
 
 
 def _lines(file: IO[bytes], tally: Tally) -> Iterator[str]:
-    """The mended lines of a text file, their bytes counted."""
+    """The mended lines of a text file."""
     for number, raw in enumerate(file):
         line = _decode(raw, tally)
         if number == 0 and line.startswith("\ufeff"):
             tally.dropped["byte-order marks"] += 1
             line = line[1:]
-        line = _mend(line, tally)
-        tally.bytes += len(line.encode())
-        yield line
+        yield _mend(line, tally)
 
 
-def _cells(texts: Iterator[str], tally: Tally) -> Iterator[str]:
-    """The mended texts of a table, their bytes counted; nothing separates them."""
+def _cells(texts: Iterator[str], tally: Tally) -> Iterator[tuple[str, int]]:
+    """The mended texts of a table; nothing separates them."""
     for text in texts:
         mended = _mend(text, tally)
-        tally.bytes += len(mended.encode())
-        yield mended
+        yield mended, len(mended.encode())
 
 
 def _mend(text: str, tally: Tally) -> str:

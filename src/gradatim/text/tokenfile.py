@@ -243,9 +243,10 @@ class TokenFile:
                 )
             if verify and (found_sum := _checksum(tokens)) != meta.checksum:
                 raise _broken(binary, "the checksum does not agree", f"{found_sum:08x}", f"{meta.checksum:08x}")
-        elif vocab_size is not None and verify:
+        largest = vocab_size if meta is None else meta.vocab_size
+        if largest is not None and verify:  # with a checksum too: it says that ids are those written, not that they fit
             for first in range(0, len(tokens), BUFFER):
-                _verify_range(binary, tokens[first : first + BUFFER], vocab_size)
+                _verify_range(binary, tokens[first : first + BUFFER], largest)
         if meta is not None and vocab_size not in (None, meta.vocab_size):
             raise _broken(description, "the vocabulary is of another size", f"{meta.vocab_size:,}", f"{vocab_size:,}")
         # Document marks may join several sequences (Megatron's sentence splitting); documents are what we read.

@@ -196,7 +196,7 @@ class BpeTokenizer(Tokenizer):
         try:
             return self._fast.encode_to_numpy(text, disallowed_special=())
         except ValueError:  # a megabyte of white space overflows its stack; the slower engine has none
-            return np.asarray(self.engine.encode(text, add_special_tokens=False).ids, np.uint32)
+            return np.asarray(self.engine.encode(_characters(text), add_special_tokens=False).ids, np.uint32)
 
     def encode_bytes(self, raw: bytes) -> list[int]:
         """The ids of any bytes; those that are not UTF-8 become tokens of one byte."""
@@ -238,11 +238,12 @@ class WordPieceTokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         """Ids by the library's own engine."""
-        return list(self.engine.encode(text, add_special_tokens=False).ids)
+        return list(self.engine.encode(_characters(text), add_special_tokens=False).ids)
 
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
         """Ids by the library's own engine, a batch at a time."""
-        return [np.asarray(e.ids, np.int64) for e in self.engine.encode_batch(list(texts), add_special_tokens=False)]
+        found = self.engine.encode_batch([_characters(text) for text in texts], add_special_tokens=False)
+        return [np.asarray(encoding.ids, np.int64) for encoding in found]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Words put together again, separated by spaces."""
@@ -251,6 +252,14 @@ class WordPieceTokenizer(Tokenizer):
 
 SLICE = 1 << 20
 _WHITE_SPACE_BEGINS = re.compile(r"\S(?=[ \n])")  # white space in every dialect; Python's \s holds more than Rust's
+
+
+def _characters(text: str) -> str:
+    """The text with U+FFFD for surrogates, which stand for bytes that are no UTF-8 in a command's arguments."""
+    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def byte_characters() -> dict[int, str]:

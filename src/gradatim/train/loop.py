@@ -34,6 +34,7 @@ from gradatim.train.run_directory import (
     config_error_foreign,
     data_changed,
     refuse_changes,
+    refuse_fewer_steps,
     training_hash,
 )
 from gradatim.train.signals import StopRequest
@@ -117,6 +118,16 @@ def _opened(
             raise config_error_existing(directory)
         if run.exists:
             refuse_changes(run.config, config, directory / "config.yaml")
+            refuse_fewer_steps(run, config)
+            if config.steps != run.config.steps and config.optimizer.schedule in (
+                "linear",
+                "cosine",
+                "warmup-stable-decay",
+            ):
+                say(
+                    f"steps were {run.config.steps} and are {config.steps} now: the {config.optimizer.schedule} rate "
+                    "follows the new number from here on, so this is not the run that had that length from its start"
+                )
         prepared = prepare(config.data, say=say)
         fresh = not run.exists
         if fresh:

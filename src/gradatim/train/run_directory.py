@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
@@ -28,7 +28,15 @@ from gradatim.errors import CheckpointError, ConfigError, LaunchError, Problem
 from gradatim.models import build_model
 from gradatim.models.protocol import LanguageModel
 from gradatim.text.tokenizer import Tokenizer, load_tokenizer
-from gradatim.train.checkpoint import Checkpoint, best_valid, cannot_resume, newest_valid, open_checkpoint, step_folder
+from gradatim.train.checkpoint import (
+    Checkpoint,
+    best_valid,
+    cannot_resume,
+    list_checkpoints,
+    newest_valid,
+    open_checkpoint,
+    step_folder,
+)
 from gradatim.train.precision import device, weight_dtype
 
 MAY_CHANGE = ("steps", "layout", "evaluation", "checkpoint", "track", "compile", "max_skipped_steps")
@@ -148,8 +156,10 @@ class Run:
 
     # ------------------------------------------------------------------ models
 
-    def checkpoint(self, which: str = "best") -> Checkpoint:
+    def checkpoint(self, which: str = "best", say: Callable[[str], None] = lambda _: None) -> Checkpoint:
         """A verified checkpoint: ``best`` (by validation loss), ``last``, or a step number.
+
+        ``say`` is told of each better or newer one that was passed over because it is damaged.
 
         Raises:
             CheckpointError: there is none, or what there is is damaged; an explicit step never falls back to another.
@@ -176,11 +186,15 @@ class Run:
                     attempt="gradatim train … --resume",
                 )
             )
+        for error in rejected:
+            say(f"WARNING: passed over a checkpoint: {error}")
+        if rejected:
+            say(f"reading step {found.step} instead")
         return found
 
-    def model(self, which: str = "best") -> LanguageModel:
-        """The trained model, ready to be asked."""
-        checkpoint = self.checkpoint(which)
+    def model(self, which: str = "best", say: Callable[[str], None] = lambda _: None) -> LanguageModel:
+        """The trained model, ready to be asked; ``say`` as for ``checkpoint``."""
+        checkpoint = self.checkpoint(which, say)
         made_by, ours = checkpoint.manifest.tokenizer_fingerprint, self.tokenizer.fingerprint
         if made_by != ours:  # ids would stand for other words, and every answer be wrong
             raise CheckpointError(
@@ -243,6 +257,21 @@ def training_hash(config: RunConfig) -> str:
     facts = {key: value for key, value in asdict(config).items() if key not in MAY_CHANGE}
     del facts["data"]["cache"]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def refuse_fewer_steps(run: Run, config: RunConfig) -> None:
+    """Raise ConfigError where a run has made more steps than it is now to have: its config would not describe it."""
+    done = max((int(folder.name.removeprefix("step-")) for folder in list_checkpoints(run.checkpoints)), default=0)
+    if done > config.steps:
+        raise ConfigError(
+            Problem(
+                where="steps",
+                what="the run has made more steps already",
+                got=str(config.steps),
+                allowed=f"at least {done}",
+                attempt=f"--steps {done}",
+            )
+        )
 
 
 def refuse_changes(before: RunConfig, now: RunConfig, where: Path) -> None:
