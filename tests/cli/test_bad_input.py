@@ -323,16 +323,18 @@ def test_recipes_that_are_none(content: bytes, refused: Refused) -> None:
 
 def test_a_run_of_another_config_is_not_continued(kept: Path, refused: Refused) -> None:
     run = copy(kept / "gpt")
-    common = [*GPT, "--data.train", kept / "text.txt", "--data.cache", kept / "cache", "--run", run, "--resume"]
+    common = ["--data.cache", kept / "cache", "--run", run, "--resume"]
+    own = [*common, "--data.train", kept / "text.txt"]
+    wide = ["16" if before == "--model.d_model" else option for before, option in zip(["", *GPT], GPT, strict=False)]
     before = (run / "config.yaml").read_bytes()
-    problems = refused("train", "gpt", *common, "--model.d_model", "16", "--seed", "3", code=4)
+    problems = refused("train", "gpt", *wide, *own, "--seed", "3", code=4)
     assert [(Path(problem["where"].split(": ")[0]).name, problem["where"].split(": ")[1]) for problem in problems] == [
         ("config.yaml", "model.d_model"),
         ("config.yaml", "seed"),
     ]
     assert [(problem["got"], problem["allowed"]) for problem in problems] == [("16", "8"), ("3", "0")]
     Path("text.txt").write_text("other text\n" * 20)
-    problems = refused("train", "gpt", *common, "--data.train", "text.txt", code=4)
+    problems = refused("train", "gpt", *GPT, *common, "--data.train", "text.txt", code=4)
     assert "data.train" in problems[0]["where"]
     assert (run / "config.yaml").read_bytes() == before
 

@@ -238,7 +238,6 @@ def test_traceback_is_shown_on_request(failing: Install, capsys: pytest.CaptureF
         (["--optimizer.min_lr", "-1"], {"optimizer.min_lr": "-1"}),
         (["--data.test", ""], {"data.test": ""}),
         (["--data.test=a=b"], {"data.test": "a=b"}),
-        (["--steps", "5", "--steps", "6"], {"steps": "6"}),
         (["--nonsense.field", "5"], {"nonsense.field": "5"}),  # the decoder will say what it is not
     ],
 )
@@ -254,6 +253,18 @@ def test_overrides_without_a_value(failing: Install, capsys: pytest.CaptureFixtu
     failing(None)
     assert main(["fail", "--steps", "--compile", "--json"]) == 2
     assert [p["where"] for p in problems_of(capsys)] == ["--steps", "--compile"]
+
+
+def test_an_override_given_twice_is_refused_with_both_values(
+    failing: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing(None)
+    args = ["fail", "--model.d_model", "64", "--seed=1", "--model.d-model=128", "--compile", "--data.test", ""]
+    assert main([*args, "--json"]) == 2
+    problems = problems_of(capsys)
+    assert [(p["where"], p["got"]) for p in problems] == [("--compile", ""), ("--model.d_model", "64 and 128")]
+    assert main(["check", "gpt", "--steps", "5", "--steps", "5"]) == 2
+    assert "got: 5 and 5" in capsys.readouterr().err
 
 
 def test_own_options_keep_their_values_and_may_be_spelt_either_way(

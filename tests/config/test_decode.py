@@ -79,8 +79,10 @@ def test_text_becomes_the_declared_type(text: str, field: str, expected: object)
         ("data: {train: 'a,,b,'}", "list of text", "train: a,b"),
         ("compile: yes", "true|false", "compile: true"),
         ("optimizer: {lr: fast}", "number", ""),
-        ("optimizer: {lr: .inf}", "number", ""),
-        ("optimizer: {lr: nan}", "number", ""),
+        ("optimizer: {lr: .inf}", "number", ""),  # YAML's spelling is not Python's
+        ("optimizer: {lr: nan}", "number, finite, above 0", ""),
+        ("optimizer: {clip: inf}", "number or null, finite, above 0", ""),
+        ("optimizer: {betas: [0.9, nan]}", "2 values (number, number), finite, at least 0 and below 1", ""),
         ("optimizer: {clip: off}", "number or null", ""),
         ("optimizer: {betas: [0.9]}", "2 values (number, number)", ""),
         ("data: {column: null}", "text", ""),
@@ -120,6 +122,13 @@ def test_a_field_of_another_kind_says_whose_it_is() -> None:
     assert "weight_drop" in problem.allowed
     _, (problem,) = decode("model: {kind: ngram, locked_dropout: true}")
     assert problem.what == "model.locked_dropout belongs to kind rnn and lstm and gru"
+
+
+def test_the_kind_that_was_written_is_the_one_that_is_told() -> None:
+    """Kinds of one family share their fields, and the first of them stands for none of the others."""
+    for kind in ("rnn", "lstm", "gru"):
+        _, (problem,) = decode(f"model: {{kind: {kind}, n_heads: 4}}")
+        assert problem.got == f"kind {kind}"
 
 
 def test_a_wrong_kind_lists_all_and_the_other_fields_are_judged_by_the_likeliest() -> None:
@@ -172,6 +181,32 @@ def test_no_recipe_at_all(text: bytes, what: str) -> None:
         read_tree(text, "r.yaml")
     assert all(p.what.startswith(what) for p in caught.value.problems)
     assert all(p.where.startswith("r.yaml") for p in caught.value.problems)
+
+
+def test_what_is_given_twice_does_not_hide_the_rest() -> None:
+    text = "steps: 3\nsteps: x\nmodel: {kind: gpt, d_modle: 3}\nmodel: {n_haeds: &h 4}\nseed: *h\n"
+    text += "<<: *h\ndata: !own {trian: a}\n"
+    noted: list[Problem] = []
+    decoder = Decoder(problems=noted)
+    decoder.value(RunConfig, read_tree(text.encode(), "r.yaml", noted))
+    found = sorted((problem.where.removeprefix("r.yaml:"), problem.what) for problem in noted)
+    unknown, aliases = "there is no such field", "recipes have no aliases"
+    assert found == [
+        ("2", "steps is given twice"), ("2", "this value does not fit steps"), ("3", unknown),
+        ("4", "model is given twice"), ("4", unknown), ("5", aliases), ("6", aliases),
+        ("7", "recipes hold plain values only"), ("7", unknown),
+    ]  # fmt: skip
+    assert "seed" in decoder.broken
+
+
+def test_aliases_are_never_followed() -> None:
+    """Followed, this would be ten to the ninth values."""
+    text = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10))
+    noted: list[Problem] = []
+    tree = read_tree((text + "own: &own [*own]\n").encode(), "r.yaml", noted)
+    assert len(noted) == 91
+    assert isinstance(tree.value, dict)
+    assert {key for key, entry in tree.value.items() if entry.value is not None} == {"a0"}
 
 
 def test_python_objects_are_never_built(tmp_path: Any) -> None:

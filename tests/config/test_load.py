@@ -107,6 +107,39 @@ def test_a_misspelt_override_names_the_nearest_flag() -> None:
     assert (problem.where, problem.attempt) == ("--optimizer.warmpu", "--optimizer.warmup")
 
 
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("dta.train", "data.train"),
+        ("dta.trian", "data.train"),
+        ("data.tokeniser.kind", "data.tokenizer.kind"),
+        ("modle.n_heads", "model.n_heads"),
+        ("optimzer.betas", "optimizer.betas"),
+        ("stpes", "steps"),
+    ],
+)
+def test_an_override_in_a_misspelt_section_names_the_whole_flag(given: str, meant: str) -> None:
+    (problem,) = check_config("gpt.yaml", {given: "x"})
+    assert (problem.where, problem.got, problem.attempt) == (f"--{given}", given, f"--{meant}")
+
+
+def test_every_override_in_a_misspelt_section_is_told() -> None:
+    found = check_config("gpt.yaml", {"dta.train": "x", "dta.valid": "y"})
+    assert [problem.attempt for problem in found] == ["--data.train", "--data.valid"]
+
+
+def test_a_key_given_twice_is_told_with_everything_else(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("seed: 1\nseed: 2\nsteps: many\nmodel: {kind: gpt, n_heads: 7}\noptimizer: {warmup: *w}\n")
+    found = check_config(str(recipe), {"precision": "x"})
+    assert found[0].where == f"{recipe}:5"  # no such anchor, so no YAML: nothing else to judge
+    recipe.write_text("seed: &w 1\nseed: 2\nsteps: many\nmodel: {kind: gpt, n_heads: 7}\noptimizer: {warmup: *w}\n")
+    found = check_config(str(recipe), {"precision": "x", "optimizer.lr": "0"})
+    places = [p.where.removeprefix(str(recipe)) for p in found]
+    assert places == [":2", ":3", ":4", ":5", "--precision", "--optimizer.lr"]
+    assert check_config(str(recipe), {"optimizer.warmup.x": "1"})[-1].what == "recipes have no aliases"
+
+
 def test_another_kind_drops_the_fields_it_lacks(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         config = load_config("gpt.yaml", {"model.kind": "lstm", "model.n_layers": "1"})

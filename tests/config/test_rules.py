@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from gradatim.config import check_config, load
 from gradatim.config.describe import hints as hints_of
 from gradatim.config.describe import model_settings, option_names, variants
-from gradatim.config.rules import RANGES, problems
+from gradatim.config.rules import RANGES, interval_text, problems
 from gradatim.config.settings import LayoutConfig, RunConfig
 
 SPLIT = hints_of(LayoutConfig)["split"]
@@ -34,6 +34,11 @@ def recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("gpt.yaml").write_text(GPT)
     for kind in ("lstm", "window", "ngram"):
         Path(f"{kind}.yaml").write_text(f"model: {{kind: {kind}}}")
+
+
+def test_intervals_in_words() -> None:
+    words = {interval_text(interval) for interval in RANGES.values()}
+    assert words >= {"above 0", "at least 0", "at least 0 and below 1", "at least 1 and at most 2147483647"}
 
 
 BROKEN: list[tuple[str, dict[str, str], str]] = [

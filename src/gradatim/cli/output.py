@@ -86,6 +86,7 @@ class Verb(click.Command):
             for option in (*p.opts, *p.secondary_opts)
         }
         rewritten: list[str] = []
+        given: dict[str, list[str]] = {}
         problems: list[Problem] = []
         rest = iter(enumerate(args))
         for index, token in rest:
@@ -109,8 +110,14 @@ class Verb(click.Command):
                         continue
                     value = next(rest)[1]
                 rewritten += [OVERRIDE, f"{name}={value}"]
+                given.setdefault(name, []).append(value or '""')
             else:
                 problems.append(self._unknown(ctx, flag, own))
+        problems += [
+            Problem(where=f"--{name}", what="this override is given more than once", got=" and ".join(values),
+                    allowed="one value", attempt=f"keep one: --{name} {values[-1]}")
+            for name, values in given.items() if len(values) > 1
+        ]  # fmt: skip
         if problems:
             raise ConfigError(*problems)
         return rewritten

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
 from gradatim.config.describe import hints, option_names, type_text, variants
+from gradatim.config.rules import RANGES, interval_text
 from gradatim.config.tree import Entry
 from gradatim.errors import Problem
 
@@ -46,6 +47,10 @@ class _WrongError(ValueError):
     """A value that its type does not admit; the argument is what to try, if anything."""
 
 
+class _NotFiniteError(_WrongError):
+    """A number that is none: infinite, or nan."""
+
+
 @dataclass(slots=True)
 class Decoder:
     """Reads a tree, ``Decoder().value(RunConfig, tree)``: what is wrong is listed and left at default."""
@@ -61,17 +66,25 @@ class Decoder:
         """The value of type ``hint`` (a field's, a section's) that ``entry`` spells."""
         self.places[path] = entry.where
         kinds = variants(hint)
+        if entry.value is None:  # reported already
+            self.broken.add(path)
+            return _BROKEN
         if not kinds and not dataclasses.is_dataclass(hint):
             try:
                 return _coerce(hint, entry)
             except ValueError as error:
                 attempt = str(error) if isinstance(error, _WrongError) else ""
-                return self._wrong(path, entry, f"this value does not fit {path}", type_text(hint), attempt)
+                allowed = type_text(hint)
+                if isinstance(error, _NotFiniteError):
+                    allowed += ", finite" + (f", {interval_text(RANGES[path])}" if path in RANGES else "")
+                return self._wrong(path, entry, f"this value does not fit {path}", allowed, attempt)
         if not isinstance(entry.value, dict):
             attempt = f"{path}.kind {entry.value}" if isinstance(entry.value, str) and entry.value in kinds else ""
             return self._wrong(path, entry, f"{path} is a section, not a value", "its fields", attempt)
+        kind = ""
         if kinds:
-            hint = self._kind(kinds, entry.value, path, type(default))
+            kind = self._kind(kinds, entry.value, path, default.kind)
+            hint = kinds[kind]
         known = hints(hint)
         standard = hint()
         found = {}
@@ -80,22 +93,23 @@ class Decoder:
             if dotted in self.broken:  # a kind, reported already
                 continue
             if key not in known:
-                self._unknown(dotted, key, item, hint, kinds)
+                self._unknown(path, [key], item, hint, kind, kinds)
             elif (decoded := self.value(known[key], item, dotted, getattr(standard, key))) is not _BROKEN:
                 found[key] = decoded
         return hint(**found)
 
-    def _kind(self, kinds: dict[str, type], fields: dict[str, Entry], path: str, default: type) -> type:
-        """The dataclass that ``kind`` asks for, or the likeliest one, to judge the other fields by."""
+    def _kind(self, kinds: dict[str, type], fields: dict[str, Entry], path: str, default: str) -> str:
+        """The kind that is asked for, or the likeliest one, to judge the other fields by."""
         if "kind" not in fields:
             return default
         wanted = fields["kind"].value if isinstance(fields["kind"].value, str) else ""
         if wanted in kinds:
-            return kinds[wanted]
+            return wanted
         guess = nearest(wanted, kinds)
-        self._wrong(f"{path}.kind", fields["kind"], f"there is no such kind of {path}", ", ".join(kinds), guess)
+        if fields["kind"].value is not None:
+            self._wrong(f"{path}.kind", fields["kind"], f"there is no such kind of {path}", ", ".join(kinds), guess)
         self.broken.add(path)
-        return kinds.get(guess, default)
+        return guess or default
 
     def _wrong(self, path: str, entry: Entry, what: str, allowed: str, attempt: str = "") -> Any:
         self.broken.add(path)
@@ -104,27 +118,34 @@ class Decoder:
         self.problems.append(Problem(where=entry.where, what=what, got=entry.text(), allowed=allowed, attempt=attempt))
         return _BROKEN
 
-    def _unknown(self, path: str, key: str, entry: Entry, cls: type, kinds: dict[str, type]) -> None:
-        """Say what a key that is no field of ``cls`` may have meant: another kind's, misspelt, misplaced."""
+    def _unknown(
+        self, section: str, names: list[str], entry: Entry, cls: type, kind: str, kinds: dict[str, type]
+    ) -> None:
+        """Say what the first of ``names``, no field of ``cls``, may have meant: another kind's, misspelt, misplaced."""
         flag = "--" if entry.where.startswith("--") else ""
-        section = path.rpartition(".")[0]
-        owners = [kind for kind, other in kinds.items() if key in hints(other)]
+        if flag and isinstance(entry.value, dict):  # there is only what was set below it
+            for below, item in entry.value.items():
+                self._unknown(section, [*names, below], item, cls, kind, kinds)
+            return
+        key, path = names[0], ".".join([section, *names]).lstrip(".")
+        owners = [owner for owner, other in kinds.items() if key in hints(other)]
         if owners:
-            what = f"{path} belongs to kind {' and '.join(owners)}"
-            own = next(kind for kind, other in kinds.items() if other is cls)
+            what = f"{section}.{key} belongs to kind {' and '.join(owners)}"
             attempt = f"--{section}.kind {owners[0]}, or leave it out"
             self.problems.append(
                 Problem(
                     where=entry.where,
                     what=what,
-                    got=f"kind {own}",
+                    got=f"kind {kind}",
                     allowed=", ".join(hints(cls)),
                     attempt=attempt,
                 )
             )
             return
         guess = nearest(key, hints(cls))
-        guess = f"{section}.{guess}".lstrip(".") if guess else likeliest(path)
+        guess = ".".join([section, guess, *names[1:]]).lstrip(".") if guess else ""
+        if not guess or (len(names) > 1 and guess not in option_names()):
+            guess = likeliest(path)
         self.problems.append(
             Problem(
                 where=entry.where,
@@ -185,7 +206,7 @@ def _coerce(hint: Any, entry: Entry) -> Any:
     if hint is float:
         number = float(text)
         if not math.isfinite(number):
-            raise _WrongError("")
+            raise _NotFiniteError("")
         return number
     if nothing:
         raise _WrongError("")

@@ -63,7 +63,7 @@ def load(recipe: str | Path, overrides: Mapping[str, str] | None = None) -> Load
     given = {name.removeprefix("--").replace("-", "_"): text for name, text in (overrides or {}).items()}
     found: list[Problem] = []
     try:
-        tree = read_tree(*_read(str(recipe)))
+        tree = read_tree(*_read(str(recipe)), found)
     except ConfigError as error:  # judge the overrides all the same, by themselves
         found += error.problems
         tree = Entry({}, str(recipe))

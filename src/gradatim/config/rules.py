@@ -7,6 +7,7 @@ could not be read stays silent, since that is reported already. Each says the ne
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Set
 from typing import Any
 
@@ -135,16 +136,19 @@ def _in_range(rules: Rules, path: str, interval: str) -> None:
     open_low, open_high = interval[0] == "(", interval[-1] == ")"
     for number in value if isinstance(value, tuple) else [] if value is None else [value]:
         kept = (low < number if open_low else low <= number) and (number < high if open_high else number <= high)
-        if number <= low:
-            bound, closed, words = low, not open_low, f"above {low:g}" if open_low else f"at least {low:g}"
-        else:
-            bound, closed, words = (
-                high,
-                not open_high,
-                f"below {high:g}" if open_high else f"at most {high:.15g}",
-            )
+        below, above = interval_text(interval).split(" and ")[0], interval_text(interval).split(" and ")[-1]
+        bound, closed, words = (low, not open_low, below) if number <= low else (high, not open_high, above)
         attempt = f"--{path} {bound:.15g}" if closed and not isinstance(value, tuple) else ""
         rules.require(kept, path, f"{path} is out of range", allowed=words, attempt=attempt)
+
+
+def interval_text(interval: str) -> str:
+    """``[0, 1)`` as ``at least 0 and below 1``; an infinite bound is none."""
+    low, high = (float(bound) for bound in interval[1:-1].split(","))
+    words = [f"above {low:g}" if interval[0] == "(" else f"at least {low:g}"]
+    if math.isfinite(high):
+        words.append(f"below {high:g}" if interval[-1] == ")" else f"at most {high:.15g}")
+    return " and ".join(words)
 
 
 def _model(config: RunConfig, rules: Rules) -> None:

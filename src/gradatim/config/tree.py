@@ -2,7 +2,8 @@
 
 Overrides merge into the tree before it is decoded (``decode.py``), so a recipe that is only right with its
 overrides passes, and both are judged alike. Scalars stay text until a declared type says what they are:
-PyYAML alone reads ``1e-3`` as a string and ``on`` as True. Tags, aliases, deep nesting, huge files: refused.
+PyYAML alone reads ``1e-3`` as a string and ``on`` as True. Tags, aliases, keys given twice are refused beside
+whatever else is wrong; deep nesting, huge files and what is no YAML leave nothing else to judge.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ _TAGS = frozenset(
 class Entry:
     """A value of the tree: text, a list of entries or a mapping; and where it stands."""
 
-    value: str | list[Entry] | dict[str, Entry]
+    value: str | list[Entry] | dict[str, Entry] | None
+    """None: it cannot be told (an alias), which is reported where the tree is read."""
     where: str
     quoted: bool = False
     """Written in quotes: ``"null"`` is a word, ``null`` is nothing."""
@@ -51,6 +53,8 @@ class Entry:
                 return repr(self.value) if self.quoted or not self.value else self.value
             case list():
                 return f"a list of {len(self.value)}"
+            case None:
+                return "an alias"
             case _:
                 return f"a section with {', '.join(self.value) or 'nothing'}"
 
@@ -58,13 +62,29 @@ class Entry:
 # --------------------------------------------------------------------------- reading
 
 
-def read_tree(text: bytes, name: str) -> Entry:
-    """Parse a recipe into a tree. Raises ConfigError for what is no YAML, or no YAML we care to read."""
+def read_tree(text: bytes, name: str, problems: list[Problem] | None = None) -> Entry:
+    """Parse a recipe into a tree. Raises ConfigError for what is no YAML, or no YAML we care to read.
+
+    Faults beside which the rest can be judged (keys given twice, tags, aliases) go to ``problems`` where it is given.
+    """
+    noted: list[Problem] = []
+    try:
+        tree = _read_tree(text, name, noted)
+    except ConfigError as error:
+        raise ConfigError(*noted, *error.problems) from None
+    if noted and problems is None:
+        raise ConfigError(*noted)
+    if problems is not None:
+        problems += noted
+    return tree
+
+
+def _read_tree(text: bytes, name: str, problems: list[Problem]) -> Entry:
     if len(text) > LARGEST:
         raise _unreadable(name, "this file is too large for a recipe", f"{len(text):,} bytes", f"{LARGEST:,} bytes")
     try:
         decoded = text.decode("utf-8-sig")
-        _refuse_bombs(decoded, name)
+        _refuse_bombs(decoded, name, problems)
         node = yaml.compose(io.StringIO(decoded), Loader=_LOADER)
     except UnicodeDecodeError as error:
         line = text[: error.start].count(b"\n") + 1
@@ -78,11 +98,7 @@ def read_tree(text: bytes, name: str) -> Entry:
     if not isinstance(node, yaml.MappingNode):
         what = "a recipe is a mapping of fields"
         raise _unreadable(f"{name}:1", what, "an empty file" if node is None else "no mapping", "steps: 100")
-    problems: list[Problem] = []
-    tree = _entry(node, name, problems)
-    if problems:
-        raise ConfigError(*problems)
-    return tree
+    return _entry(node, name, problems, set())
 
 
 def _line(mark: Any) -> int:
@@ -95,20 +111,25 @@ def _unreadable(where: str, what: str, got: str, allowed: str) -> ConfigError:
     return ConfigError(Problem(where=where, what=what, got=got, allowed=allowed, attempt=attempt))
 
 
-def _refuse_bombs(text: str, name: str) -> None:
-    """Refuse aliases (they can unfold without bound) and deep nesting (it exhausts the stack)."""
+def _refuse_bombs(text: str, name: str, problems: list[Problem]) -> None:
+    """Note aliases (they can unfold without bound: none is followed), refuse deep nesting (it exhausts the stack)."""
     depth = 0
     for event in yaml.parse(io.StringIO(text), Loader=_LOADER):
         place = f"{name}:{_line(event.start_mark)}"
         if isinstance(event, yaml.AliasEvent):
-            raise _unreadable(place, "recipes have no aliases", f"*{event.anchor}", "the value itself")
+            what, attempt = "recipes have no aliases", f"write the value in place of *{event.anchor}"
+            problems.append(Problem(where=place, what=what, got=f"*{event.anchor}", attempt=attempt))
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > DEEPEST:
             raise _unreadable(place, "this recipe is nested too deeply", "", f"at most {DEEPEST} levels")
 
 
-def _entry(node: yaml.Node, name: str, problems: list[Problem]) -> Entry:
+def _entry(node: yaml.Node, name: str, problems: list[Problem], seen: set[int]) -> Entry:
+    """The tree below a node. ``seen``: nodes met before, by identity; a node met again stands for an alias."""
     where = f"{name}:{_line(node.start_mark)}"
+    if id(node) in seen:
+        return Entry(None, where)
+    seen.add(id(node))
     if node.tag not in _TAGS:
         problems.append(
             Problem(where=where, what="recipes hold plain values only", got=node.tag, attempt="leave the tag out")
@@ -116,11 +137,16 @@ def _entry(node: yaml.Node, name: str, problems: list[Problem]) -> Entry:
     if isinstance(node, yaml.ScalarNode):
         return Entry(node.value, where, quoted=node.style in ("'", '"', "|", ">"))
     if isinstance(node, yaml.SequenceNode):
-        return Entry([_entry(item, name, problems) for item in node.value], where)
+        items = [_entry(item, name, problems, seen) for item in node.value]
+        return Entry(None if any(item.value is None for item in items) else items, where)
     fields: dict[str, Entry] = {}
     for key_node, value_node in node.value:
         key = key_node.value if isinstance(key_node, yaml.ScalarNode) else "?"
+        known_key = id(key_node) in seen
+        seen.add(id(key_node))
         place = f"{name}:{_line(key_node.start_mark)}"
+        if known_key or (key == "<<" and id(value_node) in seen):  # an alias, reported already
+            continue
         if key in fields:
             problems.append(
                 Problem(
@@ -129,8 +155,11 @@ def _entry(node: yaml.Node, name: str, problems: list[Problem]) -> Entry:
                     attempt=f"keep one (the first is {fields[key].where})",
                 )
             )
-        value = _entry(value_node, name, problems)
-        fields[key] = dataclasses.replace(value, where=place)
+        value = dataclasses.replace(_entry(value_node, name, problems, seen), where=place)
+        before = fields[key].value if key in fields else None
+        if isinstance(before, dict) and isinstance(value.value, dict):  # judge the fields of both
+            value = dataclasses.replace(value, value={**before, **value.value})
+        fields[key] = value
     return Entry(fields, where)
 
 
@@ -148,6 +177,8 @@ def merge(tree: Entry, overrides: Mapping[str, str], problems: list[Problem]) ->
 def _put(tree: Entry, path: list[str], leaf: Entry, problems: list[Problem]) -> Entry:
     if not path:
         return leaf
+    if tree.value is None:  # reported already
+        return tree
     if not isinstance(tree.value, dict):
         problems.append(
             Problem(
