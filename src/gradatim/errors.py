@@ -91,3 +91,9 @@ class HangError(GradatimError):
     """A rank did not answer the others within ``layout.timeout``; nothing can go on without it."""
 
     exit_code = 12
+
+
+class ReplicaError(GradatimError):
+    """Ranks hold different numbers where they are meant to hold the same (found by ``layout.check``)."""
+
+    exit_code = 13

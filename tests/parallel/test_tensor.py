@@ -94,14 +94,3 @@ def test_masks_differ_over_shards_of_heads_and_layers_and_leave_no_trace(pool: P
         assert masks.sum().item() / (64 * 65 / 2) == pytest.approx(0.5, abs=0.05)
     (other, _), _ = pool(2).run("work_tensor:attention_masks", 1)
     assert not torch.equal(first, other)
-
-
-def test_what_should_be_replicated_is_checked(pool: Pools) -> None:
-    assert pool(2).run("work_tensor:replicas", "nothing") == ["", ""]
-    assert pool(2).run("work_tensor:replicas", "sequence") == ["", ""]
-    for message in pool(2).run("work_tensor:replicas", "parameter"):
-        assert "blocks.1.norm2.weight is meant to be equal over tp and is not: 1 of 32 numbers differ" in message
-        assert "first at [5]: 1.0 on rank 0, 1.000000001 on rank 1" in message
-    for message in pool(2).run("work_tensor:replicas", "activation"):
-        assert "what blocks.1.mlp returns is meant to be equal over tp" in message
-        assert "1 of 1536 numbers differ, first at [0, 1, 8]" in message

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gradatim.config.settings import GptConfig, LayoutConfig
 from gradatim.models import build_model
 from gradatim.models.layers.output import Output
-from gradatim.parallel import check, collectives
+from gradatim.parallel import collectives
 from gradatim.parallel.build import Chunk, build_chunk
 from gradatim.parallel.mesh import Mesh, create_mesh, single
 from gradatim.parallel.vocabulary import VocabOutput
@@ -237,25 +237,3 @@ def functions(rank: int, world: int) -> list[str]:
         expect(f"{name}: gradient", x.grad, back)  # type: ignore[arg-type]
         expect(f"{name}: gradient of another", other.grad, before[rank])
     return wrong
-
-
-def replicas(rank: int, world: int, what: str) -> str:
-    """What the checker says of a chunk in which one thing is not as it should be."""
-    mesh = mesh_of(world)
-    chunk = build("gpt2", mesh, sequence_parallel=what == "sequence")
-    check.watch(chunk, mesh.tp)
-    block = list(chunk.model.blocks)[1]
-    if what == "parameter" and rank == 1:
-        block.norm2.weight.data[5] += 1e-9
-    if what == "activation" and rank == 1:
-        block.mlp.down.register_forward_hook(
-            lambda module, given, y: y + 1e-12 * (torch.arange(y.numel()) == 40).view_as(y)
-        )
-    ids, targets = batch()
-    try:
-        check.check_parameters(chunk, mesh.tp)
-        chunk.model.nll(chunk.model.run(chunk.model.enter(ids)), targets).backward()
-        check.check_gradients(chunk, mesh.tp)
-    except check.ReplicaError as error:
-        return str(error)
-    return ""

@@ -204,6 +204,8 @@ class LayoutConfig:
     """Layers of each model chunk, first to last: as even as can be, evening out embedding and head too, or a list."""
     timeout: float = 600.0
     """Seconds that a rank waits for another before the run is declared hung."""
+    check: bool = False
+    """Compare, bit by bit and in every step, what ranks are to hold alike, and stop where it differs (slow)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

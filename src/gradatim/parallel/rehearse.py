@@ -230,7 +230,7 @@ class _Rank:
             peak_bytes=peak.everything,
             collectives=counted(observer.messages, played.microbatches, schedule.microbatches),
             layout={
-                **{name: value for name, value in asdict(layout).items() if name != "timeout"},
+                **{name: value for name, value in asdict(layout).items() if name not in ("timeout", "check")},
                 "rank": mesh.rank, "world": mesh.world,
                 "stage": mesh.pp.index, "replica": mesh.dp.index, "shard": mesh.tp.index,
                 "layers": [[self.layers[c].start, self.layers[c].stop - 1] for c in self.chunks],

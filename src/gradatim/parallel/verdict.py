@@ -24,13 +24,16 @@ from gradatim.errors import (
     LaunchError,
     NonFiniteError,
     Problem,
+    ReplicaError,
 )
 from gradatim.parallel.watch import Record, Testimony, first_testimony, records, witnesses
 
 CLASSES: dict[int, type[GradatimError]] = {
     cls.exit_code: cls
-    for cls in (ConfigError, DataError, CheckpointError, LaunchError, Interrupted, NonFiniteError, HangError)
-}
+    for cls in (
+        ConfigError, DataError, CheckpointError, LaunchError, Interrupted, NonFiniteError, HangError, ReplicaError
+    )
+}  # fmt: skip
 """Exit code: the error that has it."""
 REBUILT = ("MemoryError", "OSError", "FileNotFoundError", "PermissionError", "ModuleNotFoundError")
 """Python's own errors that the command line has words for."""
