@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from gradatim.cli.main import main
-from gradatim.config.grid import axis_sizes, coordinates, place_text, rank_at, rank_map
+from gradatim.config.grid import axis_sizes, coordinates, layout_text, place_text, rank_at, rank_map
 from gradatim.config.settings import LayoutConfig
 
 
@@ -17,6 +19,13 @@ def test_ranks_and_places_are_one_to_one() -> None:
     assert [rank_at(sizes, place) for place in places] == list(range(24))
     assert places[1] == {"pp": 0, "dp": 0, "tp": 1}  # tp is innermost
     assert places[8] == {"pp": 1, "dp": 0, "tp": 0}  # pp outermost
+
+
+def test_a_layout_is_named_by_what_differs_from_the_default() -> None:
+    layout = LayoutConfig(tp=2, sequence_parallel=True, split=(3, 1), timeout=5.0, check=True)
+    for fields in (asdict(layout), json.loads(json.dumps(asdict(layout)))):
+        assert layout_text(fields) == "tp 2, sequence_parallel true, split 3,1"
+    assert layout_text(asdict(LayoutConfig())) == layout_text({"of": "another version"}) == "one process"
 
 
 def test_the_map_of_a_small_world() -> None:

@@ -144,6 +144,8 @@ def test_a_stopped_run_saves_and_resumes_in_one_process(endless: Path, tmp_path:
     resumed = start(tmp_path / "run", endless, "--resume", "--steps", str(step + 2), "--layout.dp", "1")
     out, err = resumed.communicate(timeout=60)
     assert resumed.returncode == 0, err
+    before, now = "saved under the layout dp 2, microbatch 3", "it is microbatch 3 from here on"
+    assert f"continuing after step {step}, {before}; {now}, as the command and its recipe say" in err
     assert json.loads(out)["step"] == step + 2
 
 

@@ -7,8 +7,10 @@ pipeline parallelism outermost.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 from gradatim.config.derived import world_size
+from gradatim.config.describe import scalar_text
 from gradatim.config.settings import LayoutConfig
 
 AXES = ("pp", "dp", "tp")
@@ -44,6 +46,17 @@ def place_text(rank: int, layout: LayoutConfig) -> str:
     place = coordinates(rank, sizes)
     names = {"pp": "stage", "dp": "replica", "tp": "shard"}
     return ", ".join([f"rank {rank}", *(f"{names[axis]} {place[axis]}" for axis in AXES if sizes[axis] > 1)])
+
+
+def layout_text(fields: Mapping[str, object]) -> str:
+    """The settings of a layout that are not the default ones: ``tp 2, microbatch 4``; or that there are none."""
+    plain = asdict(LayoutConfig())
+    named = [
+        f"{name} {scalar_text(value)}"
+        for name, value in ((name, tuple(v) if isinstance(v, list) else v) for name, v in fields.items())
+        if name in plain and name not in ("timeout", "check") and value != plain[name]
+    ]
+    return ", ".join(named) or "one process"
 
 
 def rank_map(layout: LayoutConfig, layers: Sequence[range] | None = None) -> list[str]:

@@ -9,6 +9,8 @@ the number of replicas shift the weights of tokens.
 from __future__ import annotations
 
 import json
+import statistics
+from collections import deque
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
@@ -25,6 +27,7 @@ from gradatim.objectives.next_token import target_count
 from gradatim.parallel import state
 from gradatim.parallel.agree import tell
 from gradatim.parallel.build import build_chunk
+from gradatim.parallel.check import Replicas
 from gradatim.parallel.gradients import Gradients
 from gradatim.parallel.mesh import Mesh
 from gradatim.parallel.optimizer import ShardedAdamW
@@ -44,6 +47,8 @@ from gradatim.train.manifest import Manifest
 from gradatim.train.precision import arithmetic, device, weight_dtype
 from gradatim.train.state import Counters
 
+RECENT = 1000
+"""Steps whose bubbles are remembered."""
 SAVED_TIMELINE = "timeline.json"
 """In a run's ``logs/``: the last step's measured spans, for ``gradatim report``."""
 
@@ -87,6 +92,9 @@ class LayoutEngine:
         rows = config.global_batch // layout.dp
         self.rows = slice(mesh.dp.index * rows, (mesh.dp.index + 1) * rows)
         self.last: Timeline | None = None
+        self.bubbles: deque[tuple[float, float]] = deque(maxlen=RECENT)
+        """Of the latest steps, measured and simulated."""
+        self.replicas = Replicas(self.chunks, self.optimizer, mesh) if layout.check else None
         if config.compile:
             for chunk in held:
                 for block in chunk.model.blocks:
@@ -112,10 +120,18 @@ class LayoutEngine:
         once = mesh.tp.index == 0  # of ranks that hold the same numbers, one speaks
         count = int(self._sum(target_count(batch) if once and mesh.pp.index == 0 else 0))  # also a common start
         rate = learning_rate(config.optimizer, config.steps, step)
+        if self.replicas is not None:
+            report_action("check")
+            self.replicas.parameters()
+            self.replicas.tokens(batch.ids.to(self.where), batch.targets.to(self.where))
         self.gradients.begin()
         ran = self.pipeline.run(self._microbatches(batch, step), count)
         report_action("reduce")
         self.gradients.finish()
+        if self.replicas is not None:
+            report_action("check")
+            self.replicas.loss(ran.loss)
+            self.replicas.gradients()
         outcome = Outcome(
             self._sum(float(ran.loss) if once else 0.0) / count, self.optimizer.norm(), count, rate, self._measure(ran)
         )
@@ -153,6 +169,7 @@ class LayoutEngine:
         if self.mesh.pp.size == 1:
             return {}
         self.last = timeline(self.schedule, ran, self.mesh, self.where)
+        self.bubbles.append((self.last.measured, self.last.simulated))
         return {"bubble_measured": self.last.measured, "bubble_simulated": self.last.simulated}
 
     def samples(self, step: int) -> list[int]:
@@ -207,6 +224,9 @@ class LayoutEngine:
 
     def save(self, checkpoints: Path, manifest: Manifest) -> None:
         """See ``Engine``."""
+        if self.replicas is not None:  # what has drifted apart since the last update is not saved
+            report_action("check")
+            self.replicas.parameters()
         report_action("save")
         state.save(checkpoints, manifest, list(self.chunks.values()), self.optimizer, self.mesh)
         if self.leads and self.logs is not None and self.last is not None:
@@ -223,6 +243,17 @@ class LayoutEngine:
         """See ``Engine``."""
         report_action("verify")
         return state.newest(checkpoints, self.mesh)
+
+    def remarks(self) -> list[str]:
+        """See ``Engine``: the bubble measured against simulated, and what ``layout.check`` compared."""
+        found = []
+        if self.bubbles:
+            measured, simulated = (statistics.median(column) for column in zip(*self.bubbles))
+            steps = f"median of {len(self.bubbles):,} steps" if len(self.bubbles) > 1 else "one step"
+            found.append(f"pipeline bubble, {steps}: {measured:.3f} measured, {simulated:.3f} simulated")
+        if self.replicas is not None and self.replicas.steps:
+            found.append(self.replicas.summary())
+        return found
 
 
 def forward_only(schedule: Schedule, microbatches: int) -> Schedule:

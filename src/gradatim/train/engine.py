@@ -96,6 +96,10 @@ class Engine(Protocol):
         """The newest checkpoint that verifies, and why newer ones did not."""
         ...
 
+    def remarks(self) -> list[str]:
+        """Lines for people about the steps made here, once they are over."""
+        ...
+
 
 class SerialEngine:
     """One process, any neural model."""
@@ -200,3 +204,7 @@ class SerialEngine:
     def newest(self, checkpoints: Path) -> tuple[Checkpoint | None, list[CheckpointError]]:
         """See ``Engine``."""
         return newest_valid(checkpoints)
+
+    def remarks(self) -> list[str]:
+        """See ``Engine``; nothing here that the metrics do not tell."""
+        return []

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gradatim.config import config_to_yaml
+from gradatim.config.grid import layout_text
 from gradatim.config.settings import NgramConfig, RunConfig
 from gradatim.errors import CheckpointError, DataError, Interrupted, LaunchError, NonFiniteError, Problem
 from gradatim.evaluate.likelihood import Stopped
@@ -190,6 +191,8 @@ class Trainer:
                         self._save(log, progress)
             finally:
                 log.close()
+            for remark in engine.remarks():
+                progress.note(remark)
             if stopping and counters.step < config.steps:
                 raise Interrupted(
                     Problem(
@@ -305,6 +308,7 @@ class Trainer:
             config_hash=training_hash(self.config),
             data_fingerprint=self.prepared.fingerprint,
             tokenizer_fingerprint=self.prepared.tokenizer.fingerprint,
+            layout=asdict(self.config.layout),
             counters=finite_json(asdict(counters)),
         )
         try:
@@ -341,7 +345,14 @@ class Trainer:
                 raise cannot_resume(self.run.checkpoints, rejected)
             return
         self._load(checkpoint)
-        self.say(f"continuing after step {self.counters.step}")
+        self.say(f"continuing after step {self.counters.step}{self._layouts(checkpoint.manifest)}")
+
+    def _layouts(self, manifest: Manifest) -> str:
+        """Under which layout a checkpoint was saved and goes on: the command's, which may have named none."""
+        before, now = (layout_text(fields) for fields in (manifest.layout, asdict(self.config.layout)))
+        if not manifest.layout or before == now:
+            return f" (layout: {now})" if self.engine.world > 1 else ""
+        return f", saved under the layout {before}; it is {now} from here on, as the command and its recipe say"
 
     def _load(self, checkpoint: Checkpoint) -> None:
         manifest = checkpoint.manifest

@@ -1,7 +1,7 @@
 """The manifest of a checkpoint: which tensors there are, and in which files their pieces lie.
 
     {"format": "gradatim-checkpoint", "version": 1, "step": 500, "tokens": …, "samples": …,
-     "config_hash": …, "data_fingerprint": …, "tokenizer_fingerprint": …, "counters": {…},
+     "config_hash": …, "data_fingerprint": …, "tokenizer_fingerprint": …, "layout": {…}, "counters": {…},
      "files":   [{"name": "rank0.safetensors", "bytes": …, "crc32": …}],
      "tensors": {"model/embed.weight": {"dtype": "F32", "shape": [v, d],
                  "pieces": [{"file": "rank0.safetensors", "key": …, "offset": [0, 0], "shape": [v, d]}]}}}
@@ -89,6 +89,8 @@ class Manifest:
     """Fingerprint of the training tokens."""
     tokenizer_fingerprint: str
     """Fingerprint of the tokenizer."""
+    layout: Mapping[str, Any] = field(default_factory=dict)
+    """The layout it was saved under, to tell people; it is read alike under any other. Older manifests have none."""
     counters: Mapping[str, Any] = field(default_factory=dict)
     """The loop's small state, plain JSON: best validation loss, skipped updates, seconds, the last metrics row."""
     files: tuple[FileEntry, ...] = ()
@@ -157,6 +159,7 @@ def _decode(raw: Mapping[str, Any]) -> Manifest:
         config_hash=_text(raw["config_hash"]),
         data_fingerprint=_text(raw["data_fingerprint"]),
         tokenizer_fingerprint=_text(raw["tokenizer_fingerprint"]),
+        layout=_mapping(raw.get("layout", {})),
         counters=_mapping(raw["counters"]),
         files=tuple(
             FileEntry(name=_text(file["name"]), bytes=_count(file["bytes"]), crc32=_count(file["crc32"]))

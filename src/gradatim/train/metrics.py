@@ -151,6 +151,8 @@ class Progress:
             f"step {done}/{self.steps}  loss {row['loss'] if row['loss'] is not None else math.nan:.4f}  "
             f"{row['tokens_per_second']:,.0f} tokens/s  {_clock(left)} left"
         )
+        if "bubble_measured" in row:
+            text += f"  bubble {row['bubble_measured']:.3f} ({row['bubble_simulated']:.3f} simulated)"
         self._print(text, keep=not self.terminal)
 
     def note(self, text: str) -> None:
