@@ -17,7 +17,8 @@ import pytest
 
 from gradatim.config.settings import LayoutConfig
 from gradatim.errors import Interrupted
-from gradatim.parallel.launch import agree_to_stop, launch
+from gradatim.parallel.agree import exchange, tell
+from gradatim.parallel.launch import launch
 from gradatim.parallel.mesh import single
 from gradatim.parallel.place import threads_of_rank
 
@@ -73,8 +74,8 @@ def test_a_signal_reaches_each_worker_once_and_all_stop_at_the_same_step(tmp_pat
 
 
 def test_alone_there_is_nobody_to_agree_with() -> None:
-    assert agree_to_stop(True, single())
-    assert not agree_to_stop(False, single())
+    assert tell({"stop": True}, single()) == {"stop": True}
+    assert exchange(1, single()) == [1]
 
 
 # --------------------------------------------------------------------------- the command
@@ -140,6 +141,8 @@ def test_one_command_trains_in_its_own_workers_under_torchrun_and_under_slurm(
         "--",
         "gradatim",
         *recipe,
+        "--layout.sequence_parallel",
+        "true",
         "--run",
         str(tmp_path / "torchrun"),
         "--json",
@@ -147,6 +150,7 @@ def test_one_command_trains_in_its_own_workers_under_torchrun_and_under_slurm(
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
     answer_of(done.stdout)
+    assert done.stderr.count("note: layout.sequence_parallel true has no effect") == 1  # by the first rank
     assert done.stderr.count("dp 0+1: sum gradients, every step") == 1
 
     common = {"SLURM_NTASKS": "2", "SLURM_NODELIST": "localhost", "SLURM_JOB_ID": "42", "SLURM_STEP_ID": "0"}

@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 
 from gradatim.errors import DataError, Interrupted, Problem
-from gradatim.parallel.launch import Group, agree_to_stop
+from gradatim.parallel.agree import tell
+from gradatim.parallel.launch import Group
 from gradatim.parallel.watch import report_action, report_step
 from gradatim.train.signals import StopRequest
 
@@ -60,7 +61,7 @@ def until_stopped(group: Group, started: str) -> None:
     with StopRequest() as stop:
         Path(started, f"{group.mesh.rank}.started").touch()
         step = 0
-        while not agree_to_stop(bool(stop), group.mesh):
+        while not tell(bool(stop), group.mesh):
             step += 1
             report_step(step)
             exchange()

@@ -30,8 +30,9 @@ def command(ctx: click.Context, recipe: str, overrides: dict[str, str], as_json:
         document: dict[str, Any] = {"ok": False, "problems": [p.as_json() for p in loaded.problems]}
         emit(document, as_json, lambda: show_problems(loaded.problems, exit_code=2, as_json=False))
         ctx.exit(ConfigError.exit_code)
-    document = {"ok": True, **({"notes": list(loaded.notes)} if loaded.notes else {})}
-    for note in () if as_json else loaded.notes:
+    notes = [*loaded.notes, *loaded.idle]
+    document = {"ok": True, **({"notes": notes} if notes else {})}
+    for note in () if as_json else notes:
         say(f"note: {note}")
     emit(document, as_json, lambda: _recipe(recipe, loaded.config))
 

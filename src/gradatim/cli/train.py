@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gradatim.cli.output import Table, Verb, emit, json_option, overrides_argument, say
-from gradatim.config import load_config
+from gradatim.config import load
 from gradatim.config.derived import world_size
 from gradatim.config.settings import RunConfig
 from gradatim.errors import ConfigError, GradatimError, Problem
@@ -40,11 +40,17 @@ PATIENCE = 3.0
 def command(recipe: str, directory: Path | None, resume: bool, overrides: dict[str, str], as_json: bool) -> None:
     """Train RECIPE, a packaged recipe or a YAML file.
 
-    Any field of the config is an option, as in ``--model.d_model 384 --steps 500``.
+    Any field of the config is an option, as in ``--model.d_model 384 --steps 500``. Under torchrun, two dashes keep it
+    from reading these options as its own: torchrun --nproc-per-node 2 -m -- gradatim train RECIPE --run DIR.
     """
     place = given_place()
     with _one_voice(place):
-        config = load_config(recipe, overrides)
+        loaded = load(recipe, overrides)
+        if loaded.problems:
+            raise ConfigError(*loaded.problems)
+        config = loaded.config
+        for note in (*loaded.notes, *loaded.idle) if place is None or place.rank == 0 else ():
+            say(f"note: {note}")
         if resume and directory is None:
             raise ConfigError(Problem(where="--resume", what="which run is to go on?", attempt="--run DIR --resume"))
     with _one_voice(place, everywhere=True):

@@ -20,6 +20,7 @@ import yaml
 from gradatim.config import rules
 from gradatim.config.decode import Decoder, nearest
 from gradatim.config.describe import hints, variants
+from gradatim.config.idle import idle
 from gradatim.config.settings import RunConfig
 from gradatim.config.tree import LARGEST, Entry, merge, read_tree
 from gradatim.errors import ConfigError, Problem
@@ -38,14 +39,20 @@ class Loaded:
     notes: tuple[str, ...]
     """What an override changed besides the field it names."""
 
+    @property
+    def idle(self) -> tuple[str, ...]:
+        """Settings that have no effect beside the others."""
+        return () if self.problems else tuple(idle(self.config))
 
-def load_config(recipe: str | Path, overrides: Mapping[str, str] | None = None) -> RunConfig:
+
+def load_config(recipe: str | Path, overrides: Mapping[str, str] | None = None, *, to_train: bool = True) -> RunConfig:
     """The config of a packaged recipe or YAML file with overrides (dotted name → text).
 
+    Without ``to_train`` it may lack text: that of a run which is only to be asked.
     Logs a warning for what an override changed besides its own field.
     Raises ConfigError with every problem at once.
     """
-    loaded = load(recipe, overrides)
+    loaded = load(recipe, overrides, to_train=to_train)
     if loaded.problems:
         raise ConfigError(*loaded.problems)
     for note in loaded.notes:
@@ -58,7 +65,7 @@ def check_config(recipe: str | Path, overrides: Mapping[str, str] | None = None)
     return list(load(recipe, overrides).problems)
 
 
-def load(recipe: str | Path, overrides: Mapping[str, str] | None = None) -> Loaded:
+def load(recipe: str | Path, overrides: Mapping[str, str] | None = None, *, to_train: bool = True) -> Loaded:
     """As ``load_config``, but hands back problems and notes instead of raising and logging."""
     given = {name.removeprefix("--").replace("-", "_"): text for name, text in (overrides or {}).items()}
     found: list[Problem] = []
@@ -71,7 +78,7 @@ def load(recipe: str | Path, overrides: Mapping[str, str] | None = None) -> Load
     tree = merge(tree, given, found)
     decoder = Decoder(problems=found)
     config = decoder.value(RunConfig, tree)
-    found += rules.problems(config, decoder.places, decoder.broken)
+    found += rules.problems(config, decoder.places, decoder.broken, to_train)
     return Loaded(config=config, problems=tuple(sorted(found, key=_reading_order)), notes=tuple(notes))
 
 

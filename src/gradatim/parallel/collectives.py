@@ -40,11 +40,16 @@ class Coming:
         return self._result()
 
 
+def exchanges_directly(x: Tensor) -> bool:
+    """Whether ranks hand such a tensor's parts to each other, rather than call the backend's collectives."""
+    return x.device.type == "cpu"
+
+
 def begin_sum(x: Tensor, axis: Axis) -> Coming:
     """Begin to sum a tensor over ranks: contiguous, and made by the caller for this alone, as it may become the sum."""
     if axis.size == 1:
         return Coming([], lambda: x)
-    if axis.size == 2 and x.device.type == "cpu":
+    if axis.size == 2 and exchanges_directly(x):
         works, (theirs,) = _exchange([x], [x.shape], x, axis)
         return Coming(works, lambda: x.add_(theirs))
     work = dist.all_reduce(x, group=axis.group, async_op=True)
@@ -56,11 +61,11 @@ def begin_gather(x: Float[Tensor, "b s d"], axis: Axis) -> Coming:
     if axis.size == 1:
         return Coming([], lambda: x)
     x = x.contiguous()
-    if x.device.type == "cpu":
+    if exchanges_directly(x):
         works, others = _exchange([x] * (axis.size - 1), [x.shape] * (axis.size - 1), x, axis)
         return Coming(works, lambda: torch.cat([*others[: axis.index], x, *others[axis.index :]], 1))
     found = x.new_empty(axis.size * x.shape[0], *x.shape[1:])
-    work = _all_gather(found, x, group=axis.group, async_op=True)
+    work = all_gather(found, x, group=axis.group, async_op=True)
     return Coming([work], lambda: torch.cat(found.chunk(axis.size), 1))
 
 
@@ -72,7 +77,7 @@ def begin_scatter(x: Float[Tensor, "b t d"], axis: Axis) -> Coming:
         raise ValueError(f"a sequence of {x.shape[1]} cannot be cut into {axis.size} equal parts")
     parts = x.chunk(axis.size, 1)
     own = parts[axis.index]
-    if x.device.type == "cpu":
+    if exchanges_directly(x):
         outgoing = [part.contiguous() for place, part in enumerate(parts) if place != axis.index]
         works, others = _exchange(outgoing, [own.shape] * (axis.size - 1), x, axis)
 
@@ -85,7 +90,7 @@ def begin_scatter(x: Float[Tensor, "b t d"], axis: Axis) -> Coming:
 
         return Coming(works, add)
     found = torch.empty_like(own, memory_format=torch.contiguous_format)
-    work = _reduce_scatter(found, torch.cat(parts), group=axis.group, async_op=True)
+    work = reduce_scatter(found, torch.cat(parts), group=axis.group, async_op=True)
     return Coming([work], lambda: found)
 
 
@@ -183,5 +188,5 @@ def _own(x: Tensor) -> Tensor:
 
 
 # torch 2.13 gave these two their third names, and warns of the second.
-_reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
-_all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor

@@ -68,15 +68,6 @@ class Group:
         return str(self.store.get(f"gradatim/{key}").decode())
 
 
-def agree_to_stop(flag: bool, mesh: Mesh) -> bool:
-    """Whether all ranks stop now: what the first rank says, whose signal counts. All call it alike."""
-    if mesh.world == 1:
-        return flag
-    said = torch.tensor([flag], dtype=torch.uint8)
-    dist.broadcast(said, 0, group=mesh.everyone)
-    return bool(said.item())
-
-
 # --------------------------------------------------------------------------- joining
 
 

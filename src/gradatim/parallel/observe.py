@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import sys
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -25,10 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gradatim.parallel import collectives, shards
-from gradatim.parallel.collectives import Coming
-from gradatim.parallel.mesh import Axis
-from gradatim.parallel.shards import Pending
+from gradatim.parallel import collectives
 
 PERSISTENT = ("weights", "gradients", "optimizer")
 """Kinds that are no activations."""
@@ -251,60 +246,9 @@ def as_on_gpus() -> Iterator[None]:
 
     On CPUs ranks exchange parts directly (``collectives``, ``shards``), which takes other messages and other memory.
     """
-    originals: dict[Any, Any] = {
-        collectives.begin_sum: _begin_sum,
-        collectives.begin_gather: _begin_gather,
-        collectives.begin_scatter: _begin_scatter,
-        shards.reduce_scatter_: _reduce_scatter_,
-        shards.all_gather_: _all_gather_,
-    }
-    places: list[tuple[ModuleType, str, Any]] = [
-        (module, name, value)
-        for module in [module for name, module in sys.modules.items() if name.startswith("gradatim.parallel.")]
-        if module.__name__ != __name__
-        for name, value in vars(module).items()
-        if callable(value) and getattr(value, "__hash__", None) and value in originals
-    ]
-    for module, name, value in places:
-        setattr(module, name, originals[value])
+    before = collectives.exchanges_directly
+    collectives.exchanges_directly = lambda x: False
     try:
         yield
     finally:
-        for module, name, value in places:
-            setattr(module, name, value)
-
-
-def _begin_sum(x: Tensor, axis: Axis) -> Coming:
-    works = [] if axis.size == 1 else [dist.all_reduce(x, group=axis.group, async_op=True)]
-    return Coming(works, lambda: x)
-
-
-def _begin_gather(x: Tensor, axis: Axis) -> Coming:
-    if axis.size == 1:
-        return Coming([], lambda: x)
-    x = x.contiguous()
-    found = x.new_empty(axis.size * x.shape[0], *x.shape[1:])
-    work = collectives._all_gather(found, x, group=axis.group, async_op=True)
-    return Coming([work], lambda: torch.cat(found.chunk(axis.size), 1))
-
-
-def _begin_scatter(x: Tensor, axis: Axis) -> Coming:
-    if axis.size == 1:
-        return Coming([], lambda: x)
-    parts = x.chunk(axis.size, 1)
-    found = torch.empty_like(parts[axis.index], memory_format=torch.contiguous_format)
-    work = collectives._reduce_scatter(found, torch.cat(parts), group=axis.group, async_op=True)
-    return Coming([work], lambda: found)
-
-
-def _reduce_scatter_(flat: Tensor, axis: Axis) -> Pending:
-    if axis.size == 1:
-        return Pending()
-    own = shards.shard_of(flat, axis)
-    return Pending([shards._reduce_scatter(own, flat, group=axis.group, async_op=True)])
-
-
-def _all_gather_(flat: Tensor, axis: Axis) -> Pending:
-    if axis.size == 1:
-        return Pending()
-    return Pending([shards._all_gather(flat, shards.shard_of(flat, axis), group=axis.group, async_op=True)])
+        collectives.exchanges_directly = before

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from gradatim.parallel import collectives
 from gradatim.parallel.mesh import Axis
 
 
@@ -53,8 +54,8 @@ def reduce_scatter_(flat: Tensor, axis: Axis) -> Pending:
     """The shard of the buffer that is this rank's becomes that of the sum; the rest has no particular content then."""
     if axis.size == 1:
         return Pending()
-    if flat.device.type != "cpu":
-        return Pending([_reduce_scatter(shard_of(flat, axis), flat, group=axis.group, async_op=True)])
+    if not collectives.exchanges_directly(flat):
+        return Pending([collectives.reduce_scatter(shard_of(flat, axis), flat, group=axis.group, async_op=True)])
     own = shard_of(flat, axis)
     others = [place for place in range(axis.size) if place != axis.index]
     parts = {place: torch.empty_like(own) for place in others}
@@ -81,15 +82,10 @@ def all_gather_(flat: Tensor, axis: Axis) -> Pending:
     if axis.size == 1:
         return Pending()
     own = shard_of(flat, axis)
-    if flat.device.type != "cpu":
-        return Pending([_all_gather(flat, own, group=axis.group, async_op=True)])
+    if not collectives.exchanges_directly(flat):
+        return Pending([collectives.all_gather(flat, own, group=axis.group, async_op=True)])
     others = [place for place in range(axis.size) if place != axis.index]
     whole = flat.view(axis.size, -1)
     works = [dist.irecv(whole[place], axis.ranks[place], group=axis.group) for place in others]
     works += [dist.isend(own, axis.ranks[place], group=axis.group) for place in others]
     return Pending(works)
-
-
-# torch 2.13 gave these two their third names, and warns of the second.
-_reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
-_all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor

@@ -1,0 +1,58 @@
+"""Settings that a config names and nothing will read: no mistake, but perhaps not what somebody thinks either."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gradatim.config.derived import world_size
+from gradatim.config.describe import scalar_text
+from gradatim.config.settings import GptConfig, LayoutConfig, NgramConfig, OptimizerConfig, RunConfig
+
+Field = tuple[str, str]
+"""A field that is without effect, and why."""
+
+
+def idle(config: RunConfig) -> list[str]:
+    """A line for each setting that differs from its default and has no effect beside the others."""
+    found = []
+    for path, why in (*_layout(config), *_model(config), *_optimizer(config)):
+        section, _, name = path.partition(".")
+        value = getattr(getattr(config, section), name)
+        if value != getattr(type(getattr(config, section))(), name):
+            found.append(f"{path} {scalar_text(value)} has no effect: {why}")
+    return found
+
+
+def _layout(config: RunConfig) -> Iterator[Field]:
+    layout: LayoutConfig = config.layout
+    if layout.tp == 1:
+        yield "layout.sequence_parallel", "it is over the ranks of tp, and tp is 1"
+    if layout.dp == 1:
+        yield "layout.zero", "it is over the replicas, and dp is 1"
+    if layout.pp == 1:
+        yield "layout.schedule", "it orders the stages' work, and pp is 1"
+        yield "layout.split", "it is over the stages, and pp is 1"
+    if world_size(layout) == 1:
+        yield "layout.check", "it compares ranks, and there is one"
+        yield "layout.timeout", "it is for ranks that wait for each other, and there is one"
+    if isinstance(config.model, NgramConfig):
+        yield "layout.microbatch", "n-grams are counted in one pass"
+
+
+def _model(config: RunConfig) -> Iterator[Field]:
+    model = config.model
+    if isinstance(model, NgramConfig):
+        if model.smoothing != "additive":
+            yield "model.additive_count", f"smoothing is {model.smoothing}"
+        if model.smoothing != "kneser-ney":
+            yield "model.discount_fallback", f"smoothing is {model.smoothing}"
+    if isinstance(model, GptConfig) and model.positions != "rotary":
+        yield "model.rope_theta", f"positions are {model.positions}"
+
+
+def _optimizer(config: RunConfig) -> Iterator[Field]:
+    optimizer: OptimizerConfig = config.optimizer
+    if optimizer.schedule in ("constant", "inverse-sqrt"):
+        yield "optimizer.min_lr", f"the rate's schedule is {optimizer.schedule}"
+    if optimizer.schedule != "warmup-stable-decay":
+        yield "optimizer.decay_steps", f"the rate's schedule is {optimizer.schedule}"
