@@ -65,18 +65,17 @@ def group_of(layout: dict[str, Any]) -> str:
 
 
 def measure(pool: Callable[[int], Pool], model: str, layout: dict[str, Any], count: int | None) -> dict[str, Any]:
-    """Largest relative difference of each quantity; None where no rank holds whole gradients (ZeRO-1)."""
+    """Largest relative difference of each quantity."""
     config = work_layouts.make_config(test_layouts.MODELS[model], layout)
     world = config.layout.tp * config.layout.pp * config.layout.dp
     ranks = pool(world).run("work_layouts:layout", config, count)
     outcomes, gradients, weights, valid = test_layouts.reference(model, "{}")
     assert all(found == ranks[0][0] for found, *_ in ranks), "ranks differ in losses or norms"
     assert [step[2] for step in ranks[0][0]] == [step[2] for step in outcomes], "another count of targets"
-    whole = all(held for _, held, *_ in ranks)
     return {
         "loss": max(apart(ours[0], theirs[0]) for ours, theirs in zip(ranks[0][0], outcomes, strict=True)),
         "norm": max(apart(ours[1], theirs[1]) for ours, theirs in zip(ranks[0][0], outcomes, strict=True)),
-        "gradients": difference([held for _, held, *_ in ranks], gradients) if whole else None,
+        "gradients": difference([held for _, held, *_ in ranks], gradients),
         "weights": difference([held for _, _, held, _ in ranks], weights),
         "validation": max(apart(loss, valid) for *_, loss in ranks),
     }
@@ -95,16 +94,14 @@ def summary(rows: list[dict[str, Any]]) -> str:
     lines = []
     for group in dict.fromkeys(row["group"] for row in rows):
         members = [row for row in rows if row["group"] == group]
-        largest = [
-            max((row[name] for row in members if row.get(name) is not None), default=None) for name in QUANTITIES
-        ]
+        largest = [max(row[name] for row in members) for name in QUANTITIES]
         lines.append([group, len(members), *map(shown, largest)])
     return table(["layout", "cases", "loss", "gradient norm", "gradients", "weights", "validation loss"], lines)
 
 
-def shown(value: float | None) -> str:
+def shown(value: float) -> str:
     """A difference to one digit; none at all is a plain nought."""
-    return "" if value is None else f"{value:.0e}" if value else "0"
+    return f"{value:.0e}" if value else "0"
 
 
 def main() -> int:
@@ -146,8 +143,7 @@ def main() -> int:
         "Largest relative differences from the run in one process, in float64, over three steps. A tensor's difference "
         "is taken against its norm, or, where that is larger, the norm of all over the square root of their number. "
         "Each grid and schedule is run with both models (GPT-2's shape and Llama's), each recompute and, where they "
-        "apply, sequence parallelism on and off, ZeRO 0 and 1. Gradients are compared where ranks hold whole ones "
-        "(ZeRO 0)."
+        "apply, sequence parallelism on and off, ZeRO 0 and 1, whose shards of the gradients are gathered for this."
     )
     if options.dry or len(chosen) < len(cases()):  # a part must not stand for the whole
         print(f"{found_table}\n\n{conditions}")
@@ -160,7 +156,7 @@ def main() -> int:
 
 
 def within(row: dict[str, Any]) -> bool:
-    return all(row[name] is None or row[name] <= test_layouts.TOLERANCE for name in QUANTITIES)
+    return all(row[name] <= test_layouts.TOLERANCE for name in QUANTITIES)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ LLAMA = {
 }  # fmt: skip
 MODELS = {"gpt2": GPT2, "llama": LLAMA}
 TOLERANCE = 1e-10
+SINGLE_TOLERANCE = 2e-6
+"""Of losses in fp32."""
 
 
 @functools.cache
@@ -73,12 +75,40 @@ def check(
         assert found == ranks[0][0], "all ranks must know the same losses and norms, to the bit"
         for ours, theirs in zip(found, outcomes, strict=True):
             assert ours == pytest.approx(theirs, rel=TOLERANCE)
-    if all(held for _, held, *_ in ranks):
-        apart, where = difference(assembled([held for _, held, *_ in ranks]), gradients)
-        assert apart <= TOLERANCE, f"gradient of {where}: {apart:.1e}"
+    apart, where = difference(assembled([held for _, held, *_ in ranks]), gradients)
+    assert apart <= TOLERANCE, f"gradient of {where}: {apart:.1e}"
     apart, where = difference(assembled([held for *_, held, _ in ranks]), weights)
     assert apart <= TOLERANCE, f"weight {where}: {apart:.1e}"
     assert [loss for *_, loss in ranks] == pytest.approx([valid] * world, rel=TOLERANCE)
+
+
+SINGLE = [
+    ("gpt2", {"tp": 2, "sequence_parallel": True, "microbatch": 4}),
+    ("llama", {"pp": 2, "schedule": "interleaved", "chunks": 2, "microbatch": 2}),
+    ("gpt2", {"dp": 2, "zero": 1, "microbatch": 2}),
+    ("llama", {"tp": 2, "microbatch": 2}),
+    ("gpt2", {"pp": 2, "schedule": "zero-bubble", "microbatch": 2}),
+    ("llama", {"dp": 2, "recompute": "full", "microbatch": 4}),
+    ("gpt2", {"tp": 2, "pp": 2, "schedule": "gpipe", "microbatch": 2}),
+    ("llama", {"tp": 2, "dp": 2, "sequence_parallel": True, "zero": 1, "microbatch": 2}),
+    ("gpt2", {"pp": 2, "dp": 2, "recompute": "selective", "microbatch": 1}),
+    ("llama", {"tp": 2, "pp": 2, "dp": 2, "sequence_parallel": True, "schedule": "interleaved", "chunks": 2, "zero": 1,
+               "microbatch": 1}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model", "layout"),
+    [pytest.param(*case, marks=() if number < 3 else pytest.mark.layouts) for number, case in enumerate(SINGLE)],
+)
+def test_single_precision_stays_close_for_twenty_steps(
+    model: str, layout: dict[str, Any], pool: Callable[[int], Pool]
+) -> None:
+    config = work_layouts.make_config(MODELS[model], layout, steps=20, precision="fp32")
+    (found, *_), *_ = pool(config.layout.tp * config.layout.pp * config.layout.dp).run("work_layouts:layout", config)
+    outcomes, *_ = reference(model, json.dumps({"steps": 20, "precision": "fp32"}))
+    apart = [abs(ours[0] - theirs[0]) / theirs[0] for ours, theirs in zip(found, outcomes, strict=True)]
+    assert max(apart) <= SINGLE_TOLERANCE, apart
 
 
 def matrix() -> list[Any]:

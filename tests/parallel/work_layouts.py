@@ -14,6 +14,7 @@ from gradatim.config.settings import GptConfig, LayoutConfig, OptimizerConfig, R
 from gradatim.parallel import engine as layout_engine
 from gradatim.parallel.engine import LayoutEngine
 from gradatim.parallel.mesh import Mesh, create_mesh
+from gradatim.parallel.shards import all_gather_
 from gradatim.train.engine import SerialEngine
 
 VOCABULARY, CONTEXT, BATCH = 27, 8, 8
@@ -75,7 +76,7 @@ def serial(config: RunConfig) -> tuple[list[tuple[float, float, int]], dict[str,
 def layout(
     rank: int, world: int, config: RunConfig, microbatches: int | None = None
 ) -> tuple[list[tuple[float, float, int]], Parts, Parts, float]:
-    """The same under the config's layout, pieces as this rank holds them; gradients only where each rank has all."""
+    """The same under the config's layout, pieces as this rank holds them; gradients that are sharded are gathered."""
     mesh = mesh_of(config.layout)
     count = microbatches or layout_engine.microbatch_count(config)
     with mock.patch.object(layout_engine, "microbatch_count", return_value=count):
@@ -86,8 +87,7 @@ def layout(
 
     def captured() -> None:
         gradients.clear()
-        if not engine.gradients.sharded:
-            gradients.update(pieces(engine, gradient=True))
+        gradients.update(pieces(engine, gradient=True))
         update()
 
     with mock.patch.object(inner, "step", captured):
@@ -97,12 +97,22 @@ def layout(
 
 
 def pieces(engine: LayoutEngine, *, gradient: bool) -> Parts:
-    """What this rank holds of each parameter or its gradient, tied copies included."""
+    """What this rank holds of each parameter or its gradient, tied copies included.
+
+    Under ZeRO-1 a replica has the gradient of some numbers only; a bucket is put together from all of them here.
+    """
     found: Parts = {}
+    gathered: dict[Tensor, Tensor] = {}
+    if gradient and engine.gradients.sharded:
+        for bucket in engine.gradients.buckets:
+            flat = bucket.flat.clone()
+            all_gather_(flat, engine.mesh.dp).wait()
+            for slot in bucket.slots:
+                gathered[slot.parameter] = flat[slot.begin : slot.end].view(slot.parameter.shape)
     for chunk in engine.chunks.values():
         for name, parameter in chunk.model.named_parameters():
             spec = chunk.specs[name]
-            tensor = parameter.grad if gradient else parameter
+            tensor = gathered.get(parameter, parameter.grad) if gradient else parameter
             assert tensor is not None
             found.setdefault(spec.global_name, []).append((spec.shape, spec.offset, tensor.detach().clone()))
     return found

@@ -1,0 +1,133 @@
+"""A run under a layout goes on bit for bit after a stop, and its checkpoints go on under any other layout."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pool import Pool
+
+from gradatim.config import load_config
+from gradatim.config.settings import LayoutConfig, RunConfig
+from gradatim.text.prepare import prepare
+from gradatim.train import Run, train
+from gradatim.train.checkpoint import open_checkpoint
+from gradatim.train.engine import SerialEngine
+from gradatim.train.metrics import read_metrics
+
+Pools = Callable[[int], Pool]
+EXACT = ("step", "loss", "lr", "grad_norm", "tokens", "valid_loss")
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "tp2 sp": {"tp": 2, "sequence_parallel": True, "recompute": "selective"},
+    "pp2 interleaved": {"pp": 2, "chunks": 2, "schedule": "interleaved", "microbatch": 2},
+    "dp2 zero1": {"dp": 2, "zero": 1, "microbatch": 2},
+    "tp2": {"tp": 2, "microbatch": 4},
+    "pp2 zero-bubble": {"pp": 2, "schedule": "zero-bubble", "microbatch": 2, "recompute": "full"},
+    "pp2 gpipe": {"pp": 2, "schedule": "gpipe", "microbatch": 2, "split": (3, 1)},
+    "dp2": {"dp": 2},
+    "tp2 pp2 sp": {"tp": 2, "pp": 2, "sequence_parallel": True, "microbatch": 2},
+    "tp2 dp2 zero1": {"tp": 2, "dp": 2, "zero": 1},
+    "pp2 dp2 zero1": {"pp": 2, "dp": 2, "zero": 1, "microbatch": 1},
+}
+FAST = list(LAYOUTS)[:3]
+
+
+def cases(number: int) -> list[Any]:
+    """Layouts, the first few of which ``make test`` runs."""
+    return [pytest.param(name, marks=() if name in FAST[:number] else pytest.mark.layouts) for name in LAYOUTS]
+
+
+@pytest.fixture(scope="module")
+def make_config(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., RunConfig]:
+    """Six steps, saved after the third."""
+    folder, draw = tmp_path_factory.mktemp("text"), random.Random(0)
+    words = ["the", "more", "i", "read", "learn", "and", "like", "it", "than", "else"]
+    for name, lines in (("train", 80), ("valid", 6)):
+        text = "\n".join(" ".join(draw.choices(words, k=draw.randint(3, 9))) for _ in range(lines))
+        (folder / f"{name}.txt").write_text(text, encoding="utf-8")
+    fields = {
+        "data.train": folder / "train.txt", "data.valid": folder / "valid.txt", "data.cache": folder / "cache",
+        "data.document": "line", "data.tokenizer.kind": "char", "model.d_model": 16, "model.n_layers": 4,
+        "model.n_heads": 2, "steps": 6, "context": 8, "global_batch": 8, "optimizer.lr": 0.01, "optimizer.warmup": 2,
+        "checkpoint.every": 3,
+    }  # fmt: skip
+
+    @functools.cache
+    def base(dropout: float) -> RunConfig:
+        return load_config(
+            "gpt", {**{name: str(value) for name, value in fields.items()}, "model.dropout": str(dropout)}
+        )
+
+    return lambda layout, dropout=0.0: dataclasses.replace(base(dropout), layout=LayoutConfig(**layout))
+
+
+def world(config: RunConfig) -> int:
+    return config.layout.tp * config.layout.pp * config.layout.dp
+
+
+def rows(directory: Path) -> list[dict[str, Any]]:
+    return [{key: row.get(key) for key in EXACT} for row in read_metrics(directory / "metrics.jsonl")]
+
+
+@pytest.mark.parametrize("name", cases(3))
+def test_a_resumed_run_is_the_run_that_never_stopped(
+    name: str, make_config: Callable[..., RunConfig], tmp_path: Path, pool: Pools
+) -> None:
+    """With dropout, losses, norms, weights and moments to the bit."""
+    config = make_config(LAYOUTS[name], 0.2)
+    ranks = pool(world(config)).run("work_continue:run", config, str(tmp_path / "whole"), False)
+    assert all(result == ranks[0][0] for result, _ in ranks)
+    shutil.copytree(tmp_path / "whole", tmp_path / "again")
+    shutil.rmtree(tmp_path / "again" / "checkpoints" / "step-00000006")
+    again = pool(world(config)).run("work_continue:run", config, str(tmp_path / "again"), True)
+    assert [result for result, _ in again] == [result for result, _ in ranks]
+    assert "continuing after step 3 (layout: " in again[0][1]
+    assert rows(tmp_path / "again") == rows(tmp_path / "whole")
+    ours, theirs = (Run(tmp_path / run).checkpoint("last").tensors() for run in ("again", "whole"))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    said = [line for _, text in (*ranks, *again) for line in text.splitlines() if line.startswith("pipeline bubble")]
+    assert len(said) == (2 if config.layout.pp > 1 else 0)
+    if said:
+        assert said[0].startswith("pipeline bubble, median of 6 steps: ")
+        assert said[0].endswith(" simulated")
+
+
+@pytest.fixture(scope="module")
+def saved(make_config: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run in one process."""
+    folder = tmp_path_factory.mktemp("serial")
+    train(make_config({"microbatch": 2}), folder / "run")
+    shutil.rmtree(folder / "run" / "checkpoints" / "step-00000006")
+    return folder / "run"
+
+
+@pytest.mark.parametrize("name", cases(3))
+def test_a_checkpoint_under_another_layout_is_the_same_numbers(
+    name: str, make_config: Callable[..., RunConfig], saved: Path, tmp_path: Path, pool: Pools
+) -> None:
+    """From one process into a layout, and from there into one process: parameters, moments, the samples that follow."""
+    config = make_config(LAYOUTS[name])
+    one = make_config({"microbatch": 2})
+    before = open_checkpoint(saved / "checkpoints" / "step-00000003")
+    (tmp_path / "moved").mkdir()
+    arguments = (config, str(saved / "checkpoints"), str(tmp_path / "moved"), before.manifest)
+    ranks = pool(world(config)).run("work_continue:move", *arguments)
+    after = open_checkpoint(tmp_path / "moved" / "step-00000003")
+    ours, theirs = after.tensors(), before.tensors()
+    assert ours.keys() == theirs.keys()
+    assert {name.rpartition("/")[2] for name in ours} >= {"exp_avg", "exp_avg_sq"}
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    serial = SerialEngine(one, prepare(one.data))
+    counters = serial.load(after)
+    samples, loss = serial.samples(counters.step), serial.step(counters.step).loss
+    assert loss == rows(saved)[counters.step]["loss"], "one process goes on as if nothing had been moved"
+    assert all(found == samples for found, _ in ranks)
+    assert [found for _, found in ranks] == pytest.approx([loss] * len(ranks), rel=2e-6)
