@@ -24,9 +24,9 @@ def layers_of_chunks(config: RunConfig, vocab_size: int) -> list[range]:
     if isinstance(layout.split, tuple):
         counts = list(layout.split)
     elif layout.split == "uniform":
-        counts = _even(layers, chunks)
+        counts = even_counts(layers, chunks)
     else:
-        counts = _by_cost(layers, chunks, head_cost(config.model, vocab_size, config.context))
+        counts = counts_by_cost(layers, chunks, head_cost(config.model, vocab_size, config.context))
     assert len(counts) == chunks and sum(counts) == layers and min(counts) > 0
     starts = [sum(counts[:chunk]) for chunk in range(chunks)]
     return [range(start, start + count) for start, count in zip(starts, counts)]
@@ -44,7 +44,7 @@ def _layers(model: ModelConfig) -> int:
     return 1 if isinstance(model, (NgramConfig, WindowConfig)) else model.n_layers
 
 
-def _even(layers: int, chunks: int) -> list[int]:
+def even_counts(layers: int, chunks: int) -> list[int]:
     """Counts that differ by one at most; the ends, which embed and predict besides, come last at getting one more."""
     fewest, more = divmod(layers, chunks)
     order = [*range(1, chunks - 1), 0, chunks - 1]
@@ -52,7 +52,7 @@ def _even(layers: int, chunks: int) -> list[int]:
     return [fewest + (chunk in favoured) for chunk in range(chunks)]
 
 
-def _by_cost(layers: int, chunks: int, head: Fraction) -> list[int]:
+def counts_by_cost(layers: int, chunks: int, head: Fraction) -> list[int]:
     """Counts under which the costliest chunk is cheapest: each layer goes to the chunk that is cheapest with it.
 
     Layers are alike and an embedding looks up, so only the head's cost counts besides.

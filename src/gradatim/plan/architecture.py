@@ -1,0 +1,215 @@
+"""What the planner has to know of a model: its layers and its ends, counted from ``shapes/``. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import cached_property
+from typing import Any
+
+from gradatim.config import load_config
+from gradatim.config.decode import nearest
+from gradatim.config.derived import feed_forward_width
+from gradatim.config.nearby import divisors, either
+from gradatim.config.settings import GptConfig, LayoutConfig, RunConfig
+from gradatim.errors import ConfigError, Problem
+from gradatim.shapes import REPLICATED, ParameterShape, flops_per_token, parameters
+from gradatim.shapes.gpt import padded_vocabulary
+from gradatim.shapes.split import counts_by_cost, even_counts, head_cost
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A Transformer of equal blocks between an embedding and an output matrix."""
+
+    config: GptConfig
+    """The model as a recipe states it."""
+    vocab_size: int
+    """Entries of the vocabulary."""
+    context: int
+    """Tokens of a sequence."""
+    causal: bool = True
+    """Positions see only what is before them."""
+
+    @property
+    def layers(self) -> int:
+        """Blocks."""
+        return self.config.n_layers
+
+    @property
+    def width(self) -> int:
+        """D of the papers."""
+        return self.config.d_model
+
+    @property
+    def heads(self) -> int:
+        """Query heads."""
+        return self.config.n_heads
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.config.n_kv_heads or self.config.n_heads
+
+    @property
+    def head_dim(self) -> int:
+        """Width of a head."""
+        return self.width // self.heads
+
+    @property
+    def feed_forward(self) -> int:
+        """Inner width of the feed-forward layer."""
+        return feed_forward_width(self.config)
+
+    @property
+    def gated(self) -> bool:
+        """Two matrices side by side at the feed-forward layer's entry."""
+        return self.config.activation == "swiglu"
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of embedding and output matrix, padding included."""
+        return padded_vocabulary(self.vocab_size, self.config.vocab_multiple)
+
+    @cached_property
+    def _parameters(self) -> list[ParameterShape]:
+        return parameters(replace(self.config, n_layers=1), self.vocab_size, self.context)
+
+    def _local(self, part: str, tp: int) -> int:
+        return sum(_local(p, tp) for p in self._parameters if p.name.startswith(part))
+
+    def block_parameters(self, tp: int = 1) -> int:
+        """Parameters of a block that one of ``tp`` ranks holds."""
+        return self._local("blocks.", tp)
+
+    def embedding_parameters(self, tp: int = 1) -> int:
+        """Likewise of the embedding."""
+        return self._local("embed.", tp)
+
+    def head_parameters(self, tp: int = 1, *, alone: bool = True) -> int:
+        """Likewise of the last norm and the output matrix; a tied one counts where it is held ``alone``."""
+        own = self._local("head.", tp)
+        return own + (self.vocabulary * self.width // tp if self.config.tied and alone else 0)
+
+    @property
+    def parameter_count(self) -> int:
+        """Trainable numbers of the whole model."""
+        return self.layers * self.block_parameters() + self.embedding_parameters() + self.head_parameters(alone=False)
+
+    @cached_property
+    def head_in_layers(self) -> Fraction:
+        """FLOPs of the output matrix, in layers."""
+        return head_cost(self.config, self.vocab_size, self.context)
+
+    def layer_counts(self, layout: LayoutConfig) -> list[int]:
+        """Layers of each chunk, first to last."""
+        chunks = layout.pp * layout.chunks
+        if isinstance(layout.split, tuple):
+            return list(layout.split)
+        if layout.split == "uniform":
+            return even_counts(self.layers, chunks)
+        return counts_by_cost(self.layers, chunks, self.head_in_layers)
+
+    @property
+    def flops_per_token(self) -> int:
+        """Model FLOPs of a training step for a token, attention over the whole square, nothing computed twice."""
+        return flops_per_token(self.config, self.vocab_size, self.context)
+
+
+def _local(parameter: ParameterShape, tp: int) -> int:
+    return parameter.size if parameter.split == REPLICATED else -(-parameter.size // tp)
+
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "gpt": {},
+    "bert": {},
+    "llama": {"tied": False, "positions": "rotary", "norm": "rms", "activation": "swiglu", "bias": False},
+}
+"""What an inline shape takes for granted besides what it states."""
+INLINE = ("n_layers", "d_model", "n_heads", "vocab_size", "n_kv_heads", "d_ff", "context", "tied")
+"""What an inline shape may state; the first four it must."""
+
+
+def load_model(text: str, context: int | None = None) -> tuple[Architecture, RunConfig | None]:
+    """A recipe (its config comes along) or an inline shape, ``gpt:n_layers=80,d_model=12288,n_heads=96,vocab_size=…``.
+
+    ``context`` replaces the recipe's own. Raises ConfigError with every problem at once.
+    """
+    family, colon, fields = text.partition(":")
+    if colon and family in FAMILIES:
+        return _inline(text, family, fields, context), None
+    overrides = {} if context is None else {"context": str(context)}
+    config = load_config(text, overrides)
+    if not isinstance(config.model, GptConfig):
+        raise ConfigError(
+            Problem(
+                where=text,
+                what="only Transformers are planned",
+                got=f"kind {config.model.kind}",
+                allowed="gpt, or an inline shape: " + ", ".join(f"{name}:…" for name in FAMILIES),
+                attempt="gradatim plan gpt3-175b selene-2022 --global-batch 1536 --gpus 1024",
+            )
+        )
+    vocabulary = config.data.tokenizer.vocab_size
+    if vocabulary is None:
+        raise ConfigError(
+            Problem(
+                where=f"{text}: data.tokenizer.vocab_size",
+                what="the vocabulary's size is known only once the text is read",
+                got="null",
+                attempt="an inline shape that states it",
+            )
+        )
+    return Architecture(config.model, vocabulary, config.context), config
+
+
+def _inline(text: str, family: str, fields: str, context: int | None) -> Architecture:
+    problems: list[Problem] = []
+    given: dict[str, Any] = {}
+    for part in fields.split(","):
+        name, _, value = (piece.strip() for piece in part.partition("="))
+        if name not in INLINE:
+            attempt = nearest(name, INLINE)
+            problems.append(
+                Problem(
+                    where=text,
+                    what="there is no such field of a shape",
+                    got=name or "nothing",
+                    allowed=", ".join(INLINE),
+                    attempt=attempt,
+                )
+            )
+        elif name == "tied" and value in ("true", "false"):
+            given[name] = value == "true"
+        elif name != "tied" and value.isascii() and value.isdecimal() and 0 < int(value) < 10**9:
+            given[name] = int(value)
+        else:
+            allowed = "true, false" if name == "tied" else "1, 2, 3, …"
+            problems.append(
+                Problem(where=text, what=f"this value does not fit {name}", got=value or "nothing", allowed=allowed)
+            )
+    stated = {part.partition("=")[0].strip() for part in fields.split(",")}
+    problems += [
+        Problem(where=text, what=f"a shape states {name}", got="nothing", attempt=f"{text},{name}=…")
+        for name in INLINE[:4]
+        if name not in stated
+    ]
+    if not problems:
+        for divisor in ("n_heads", "n_kv_heads"):
+            whole = "d_model" if divisor == "n_heads" else "n_heads"
+            if divisor in given and given[whole] % given[divisor]:
+                near = divisors(given[whole], given[divisor])
+                problems.append(
+                    Problem(
+                        where=text,
+                        what=f"{divisor} must divide {whole}",
+                        got=f"{given[whole]} / {given[divisor]}",
+                        allowed=either(near),
+                        attempt=f"{divisor}={near[0]}",
+                    )
+                )
+    if problems:
+        raise ConfigError(*problems)
+    vocabulary, own = given.pop("vocab_size"), given.pop("context", 512 if family == "bert" else 2048)
+    config = GptConfig(**{**FAMILIES[family], **given, "vocab_multiple": 1})
+    return Architecture(config, vocabulary, context or own, causal=family != "bert")

@@ -1,0 +1,196 @@
+"""A cluster and its software as data: what ``plan/clusters/*.yaml`` and files of one's own hold. No torch.
+
+Figures are datasheets' or measured ones; each packaged file names its sources. A file is read by the strict decoder of
+configs: all problems at once, with line and nearest name.
+"""
+
+from __future__ import annotations
+
+import stat
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
+
+from gradatim.config.decode import Decoder, nearest
+from gradatim.config.tree import LARGEST, read_tree
+from gradatim.errors import ConfigError, Problem
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Device:
+    """One accelerator (or one process on a CPU)."""
+
+    name: str = "A100-SXM4-80GB"
+    """What it is called."""
+    peak: float = 312e12
+    """Datasheet FLOP/s of matrix products at the training precision; what MFU is measured against."""
+    matmul: float = 271e12
+    """Best FLOP/s that a matrix product has been seen to reach."""
+    units: int = 108
+    """Streaming multiprocessors, each working on one tile at a time."""
+    bandwidth: float = 2.039e12
+    """Datasheet bytes/s of its memory."""
+    memory: float = 80e9
+    """Bytes of its memory."""
+    vector: float = 19.5e12
+    """Datasheet FLOP/s of its ordinary cores, which take products whose rows do not begin at 16 bytes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Node:
+    """Devices that share fast links and network cards."""
+
+    devices: int = 8
+    """Devices in a node."""
+    link: float = 300e9
+    """Datasheet bytes/s that a device sends over the links inside a node."""
+    latency: float = 3e-6
+    """Seconds until the first byte is there, inside a node."""
+    cards: int = 8
+    """Network cards of a node, shared by its devices."""
+    card: float = 25e9
+    """Bytes/s that a card sends."""
+    network_latency: float = 10e-6
+    """Seconds until the first byte is there, across nodes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stack:
+    """The software that trains there: what it can do, how it does it, how well."""
+
+    attention: Literal["unfused", "fused-softmax", "flash"] = "fused-softmax"
+    """Scores in memory with separate passes, with mask and softmax in one, or never in memory."""
+    flash_forward: float = 0.6
+    """Share of the best matmul rate that fused attention reaches forward."""
+    flash_backward: float = 0.5
+    """Likewise backward."""
+    causal_skip: bool = True
+    """Fused attention skips the blocks above the diagonal."""
+    fused: bool = True
+    """Bias with GELU, bias with dropout and residual, norms are one pass each."""
+    dropout: bool = True
+    """Hidden and attention dropout are on."""
+    operations_forward: int = 32
+    """Operations that the host issues for a layer's forward pass."""
+    operations_backward: int = 48
+    """Likewise backward, without recomputation."""
+    overlap_tensor: float = 0.0
+    """Share of tensor-parallel communication that hides behind computation."""
+    overlap_data: bool = False
+    """Gradients are reduced while the last microbatch is still in its backward pass."""
+    overlap_pipeline: bool = False
+    """Pipeline transfers hide behind computation."""
+    scatter_gather: bool = True
+    """Each tensor rank sends its share of a pipeline transfer; the receivers gather it over the node's links."""
+    reduced_bytes: int = 4
+    """Bytes of a gradient when it is reduced."""
+    weight_bytes: int = 2
+    """Bytes of a parameter as the passes use it."""
+    gradient_bytes: int = 4
+    """Bytes of a gradient as it is kept."""
+    state_bytes: int = 12
+    """Bytes of optimizer state for a parameter (master weight, two moments), which ZeRO shards."""
+    keeps_norm_input: bool = True
+    """Both a norm's input and its output are kept; without, one of them is computed from the other."""
+    logits_kept: int = 4
+    """Bytes for each logit that the loss keeps for its backward pass."""
+    logits_working: int = 4
+    """Bytes for each logit that its backward pass needs besides."""
+    schedules: tuple[str, ...] = ("gpipe", "1f1b", "interleaved")
+    """Schedules that it runs."""
+    chunks: int = 64
+    """Most model chunks on a rank."""
+    sequence_parallel: bool = True
+    """Norms and dropout can be split along the sequence."""
+    zero: tuple[int, ...] = (0, 1)
+    """ZeRO stages that it has."""
+    recompute: tuple[str, ...] = ("none", "selective", "full")
+    """What it can compute again instead of storing."""
+    splits: tuple[str, ...] = ("uniform",)
+    """Splits of layers over stages that it has: ``uniform`` wants a divisor."""
+    multiplier: float = 1.0
+    """Measured step time over predicted, fitted on runs of this stack; 1 where none were at hand."""
+    multiplier_one_node: float | None = None
+    """Likewise in one node, where those runs were another installation's; null means the same."""
+    overhead: float = 2e9
+    """Bytes of a device that the context, the communication library and the allocator keep."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cluster:
+    """Hardware and the software stack on it."""
+
+    description: str = ""
+    """What it is, and where its figures come from."""
+    device: Device = field(default_factory=Device)
+    """One accelerator."""
+    node: Node = field(default_factory=Node)
+    """Devices together."""
+    stack: Stack = field(default_factory=Stack)
+    """The software."""
+    devices: int = 0
+    """How many devices there are; ``--gpus`` overrides it; 0: not stated."""
+
+
+def cluster_names() -> list[str]:
+    """The packaged clusters."""
+    return sorted(
+        f.name.removesuffix(".yaml") for f in files("gradatim.plan.clusters").iterdir() if f.name.endswith(".yaml")
+    )
+
+
+def load_cluster(name: str | Path) -> Cluster:
+    """A packaged cluster by its name, or a YAML file. Raises ConfigError with every problem at once."""
+    text = str(name)
+    if text in cluster_names():
+        content = files("gradatim.plan.clusters").joinpath(f"{text}.yaml").read_bytes()
+    else:
+        content = _read(Path(text))
+    found: list[Problem] = []
+    decoder = Decoder(problems=found)
+    cluster: Cluster = decoder.value(Cluster, read_tree(content, text, found))
+    found += _impossible(cluster, decoder)
+    if found:
+        raise ConfigError(*found)
+    return cluster
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if stat.S_ISREG(path.stat().st_mode) and path.stat().st_size <= LARGEST:
+            return path.read_bytes()
+        what, got = "this is no cluster file", "too large, or no file"
+    except OSError as error:
+        what, got = "there is no such cluster", str(error.strerror)
+    guess = nearest(str(path), cluster_names())
+    attempt = guess or "gradatim calibrate --out cluster.yaml measures this machine"
+    raise ConfigError(Problem(where=str(path), what=what, got=got, allowed=", ".join(cluster_names()), attempt=attempt))
+
+
+def _impossible(cluster: Cluster, decoder: Decoder) -> list[Problem]:
+    """Figures that no machine has."""
+    positive = {
+        "device": ("peak", "matmul", "units", "bandwidth", "memory", "vector"),
+        "node": ("devices", "link", "cards", "card"),
+        "stack": ("flash_forward", "flash_backward", "multiplier"),
+    }
+    problems = []
+    for section, names in positive.items():
+        for name in names:
+            value, path = getattr(getattr(cluster, section), name), f"{section}.{name}"
+            if not value > 0 and path not in decoder.broken:
+                where = decoder.places.get(path, path)
+                problems.append(
+                    Problem(where=where, what=f"{path} is out of range", got=f"{value:g}", allowed="above 0")
+                )
+    if cluster.device.matmul > cluster.device.peak and not {"device.matmul", "device.peak"} & decoder.broken:
+        problems.append(
+            Problem(
+                where=decoder.places.get("device.matmul", "device"),
+                what="no product is faster than the datasheet's rate",
+                got=f"matmul {cluster.device.matmul:g}",
+                allowed=f"at most peak {cluster.device.peak:g}",
+            )
+        )
+    return problems

@@ -1,0 +1,48 @@
+"""How long communication takes: rings inside a node and across nodes, transfers between stages. No torch.
+
+A ring of n ranks moves (n−1)/n of the tensor in each of n−1 steps' worth for a gather or a reduce-scatter, twice that
+for an all-reduce (Patarasuk and Yuan 2009). Rings that leave a node share its network cards.
+"""
+
+from __future__ import annotations
+
+from gradatim.plan.cluster import Cluster
+from gradatim.plan.physics import Physics
+
+PASSES = {"all-reduce": 2, "all-gather": 1, "reduce-scatter": 1}
+
+
+def collective_seconds(
+    physics: Physics, cluster: Cluster, kind: str, size: float, ranks: int, *, stride: int = 1
+) -> float:
+    """Seconds of a collective over ``size`` bytes among ``ranks`` devices, ``stride`` apart in the order of devices.
+
+    All groups of that stride communicate at once, as they do in training.
+    """
+    if ranks < 2:
+        return 0.0
+    node = cluster.node
+    inside = max(1, min(ranks, node.devices // stride)) if stride < node.devices else 1
+    nodes = -(-ranks // inside)
+    steps = PASSES[kind]
+    moved = steps * (ranks - 1) / ranks * size
+    bandwidth = node.link * physics.link
+    if nodes > 1:
+        rings = node.devices // inside  # each leaves the node once and enters it once
+        bandwidth = min(bandwidth, node.cards * node.card / rings * physics.network)
+    latency = steps * ((ranks - nodes) * node.latency + (nodes - 1) * node.network_latency)
+    return physics.kernel + latency + moved / bandwidth
+
+
+def transfer_seconds(physics: Physics, cluster: Cluster, size: float, tp: int, dp: int, pp: int) -> float:
+    """Seconds until ``size`` bytes of a stage's result are on the next stage, all ranks of a stage sending at once."""
+    node = cluster.node
+    share = size / tp if cluster.stack.scatter_gather else size
+    if tp * dp * pp <= node.devices:
+        seconds = physics.kernel + node.latency + share / (node.link * physics.link)
+    else:  # where several stages share a node, those at its border set the pace
+        bandwidth = node.cards * node.card / min(node.devices, tp * dp) * physics.network
+        seconds = physics.kernel + node.network_latency + share / min(bandwidth, node.link * physics.link)
+    if cluster.stack.scatter_gather and tp > 1:
+        seconds += collective_seconds(physics, cluster, "all-gather", size, tp)
+    return seconds

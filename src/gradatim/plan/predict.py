@@ -1,0 +1,212 @@
+"""What a step of a layout takes: seconds by cause. No torch.
+
+From the work of blocks and ends (``work.py``) come seconds per chunk and microbatch; the schedule turns them into the
+time of a step (``recurrence.py``); gradients and the optimizer are added. Compared with hundreds of published runs by
+``benchmarks/planner_accuracy.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from gradatim.config.settings import LayoutConfig
+from gradatim.plan.architecture import Architecture
+from gradatim.plan.cluster import Cluster
+from gradatim.plan.communication import collective_seconds, transfer_seconds
+from gradatim.plan.physics import FITTED, Physics, product_seconds, traffic_seconds
+from gradatim.plan.recurrence import step_seconds
+from gradatim.plan.work import Pass, Work, block_work, embedding_work, head_work
+
+CONTENTION = 0.15
+"""Share of a device that communication keeps busy meanwhile: NCCL's kernels hold some 16 of 108 to 132 units."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seconds:
+    """A pass, by cause."""
+
+    compute: float = 0.0
+    tensor: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.compute + self.tensor
+
+    def __add__(self, other: Seconds) -> Seconds:
+        return Seconds(self.compute + other.compute, self.tensor + other.tensor)
+
+    def __mul__(self, times: float) -> Seconds:
+        return Seconds(self.compute * times, self.tensor * times)
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Forward and backward (recomputation with the latter)."""
+
+    forward: Seconds
+    backward: Seconds
+
+
+def pass_seconds(physics: Physics, cluster: Cluster, work: Pass, tp: int) -> Seconds:
+    """A pass on one rank: no faster than the host issues its operations."""
+    device, stack = cluster.device, cluster.stack
+    compute = sum(product_seconds(physics, device, p.rows, p.columns, p.inner, p.batch) for p in work.products)
+    compute += work.flash / device.matmul + traffic_seconds(physics, device, work.traffic)
+    compute = max(compute + work.operations * physics.kernel, work.operations * physics.launch)
+    tensor = sum(collective_seconds(physics, cluster, c.kind, c.size, tp) for c in work.collectives)
+    return Seconds(compute, tensor * (1 - stack.overlap_tensor))
+
+
+def work_times(physics: Physics, cluster: Cluster, work: Work, tp: int) -> Times:
+    """Both passes of something."""
+    backward = pass_seconds(physics, cluster, work.backward, tp) + pass_seconds(physics, cluster, work.again, tp)
+    return Times(pass_seconds(physics, cluster, work.forward, tp), backward)
+
+
+@lru_cache(maxsize=4096)
+def part_times(
+    physics: Physics, cluster: Cluster, model: Architecture, sequences: int, tp: int, sp: bool, recompute: str
+) -> tuple[Times, Times, Times]:
+    """A block, the embedding and the head, for a microbatch of ``sequences``."""
+    stack = cluster.stack
+    block = block_work(model, stack, sequences=sequences, tp=tp, sequence_parallel=sp, recompute=recompute)
+    embedding = embedding_work(model, stack, sequences=sequences, tp=tp, sequence_parallel=sp)
+    head = head_work(model, stack, sequences=sequences, tp=tp, sequence_parallel=sp)
+    return tuple(work_times(physics, cluster, work, tp) for work in (block, embedding, head))  # type: ignore[return-value]
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """A step of a layout."""
+
+    seconds: float
+    breakdown: dict[str, float]
+    """Seconds by cause; their sum is the step."""
+
+
+def predict(
+    cluster: Cluster, model: Architecture, layout: LayoutConfig, global_batch: int, physics: Physics = FITTED
+) -> Prediction:
+    """The seconds of a step."""
+    counts = model.layer_counts(layout)
+    assert layout.microbatch
+    tp, pp, dp, v = layout.tp, layout.pp, layout.dp, layout.chunks
+    stack = cluster.stack
+    m = global_batch // dp // layout.microbatch
+    block, embedding, head = part_times(
+        physics, cluster, model, layout.microbatch, tp, layout.sequence_parallel, layout.recompute
+    )
+    last = pp * v - 1
+    forward, backward = [], []
+    for chunk, layers in enumerate(counts):
+        f, b = block.forward * layers, block.backward * layers
+        if chunk == 0:
+            f, b = f + embedding.forward, b + embedding.backward
+        if chunk == last:
+            f, b = f + head.forward, b + head.backward
+        forward.append(f)
+        backward.append(b)
+    size = 2.0 * layout.microbatch * model.context * model.width
+    if layout.sequence_parallel:
+        size /= tp
+    transfer = transfer_seconds(physics, cluster, size, tp, dp, pp) if pp > 1 else 0.0
+    blocking = 0.0 if stack.overlap_pipeline else transfer
+    fs, bs = [f.total + blocking for f in forward], [b.total + blocking for b in backward]
+    pipeline = step_seconds(layout.schedule, pp, m, v, fs, bs, transfer if stack.overlap_pipeline else 0.0)
+    ranks = [[c for c in range(pp * v) if c % pp == rank] for rank in range(pp)]
+    work = [sum(forward[c].total + backward[c].total for c in own) for own in ranks]
+    gathering = 0.0
+    if layout.zero == 3:
+        gathering = m * max(
+            _gather_seconds(physics, cluster, model, layout, held, forward[0].total, backward[0].total)
+            for held in held_parameters(model, layout, counts)
+        )
+    busiest = max(range(pp), key=lambda rank: work[rank])
+    compute = m * sum(forward[c].compute + backward[c].compute for c in ranks[busiest])
+    tensor = m * sum(forward[c].tensor + backward[c].tensor for c in ranks[busiest])
+    sending = 2 * m * v * blocking
+    # gradients hide behind the last microbatch's backward pass, gathered weights behind the next step's first forward
+    held = Times(sum((forward[c] for c in ranks[0]), Seconds()), sum((backward[c] for c in ranks[0]), Seconds()))
+    data, optimizer = data_and_optimizer(physics, cluster, model, layout, counts, held)
+    one_node = tp * pp * dp <= cluster.node.devices
+    scale = stack.multiplier if stack.multiplier_one_node is None or not one_node else stack.multiplier_one_node
+    parts = {
+        "compute": compute,
+        "tensor": tensor,
+        "pipeline": sending,
+        "bubble": pipeline - compute - tensor - sending,
+        "data": data + gathering,
+        "optimizer": optimizer,
+    }
+    parts = {name: seconds * scale for name, seconds in parts.items()}
+    return Prediction(sum(parts.values()), parts)
+
+
+def held_parameters(model: Architecture, layout: LayoutConfig, counts: list[int]) -> list[int]:
+    """Parameters of each pipeline rank, before they are sharded over replicas."""
+    tp, pp = layout.tp, layout.pp
+    return [
+        sum(counts[rank::pp]) * model.block_parameters(tp)
+        + (model.embedding_parameters(tp) if rank == 0 else 0)
+        + (model.head_parameters(tp, alone=pp > 1) if rank == pp - 1 else 0)
+        for rank in range(pp)
+    ]
+
+
+def _gather_seconds(
+    physics: Physics,
+    cluster: Cluster,
+    model: Architecture,
+    layout: LayoutConfig,
+    held: int,
+    forward: float,
+    backward: float,
+) -> float:
+    """Seconds that a microbatch waits for weights (gathered twice) and gradients (scattered once), layer by layer."""
+    layers = model.layers
+    gather = layers * collective_seconds(
+        physics, cluster, "all-gather", held * cluster.stack.weight_bytes / layers, layout.dp, stride=layout.tp
+    )
+    scatter = layers * collective_seconds(
+        physics, cluster, "reduce-scatter", held * cluster.stack.reduced_bytes / layers, layout.dp, stride=layout.tp
+    )
+    if cluster.stack.overlap_data:
+        return exposed(gather, forward) + exposed(gather + scatter, backward)
+    return 2 * gather + scatter
+
+
+def exposed(communication: float, computation: float) -> float:
+    """Seconds that communication beside a computation adds: what is longer, and what it takes from the computation."""
+    return max(0.0, communication - computation) + CONTENTION * min(communication, computation)
+
+
+def data_and_optimizer(
+    physics: Physics, cluster: Cluster, model: Architecture, layout: LayoutConfig, counts: list[int], beside: Times
+) -> tuple[float, float]:
+    """Seconds of the gradients' sum and of the update, of the rank that holds most.
+
+    ``beside``: the passes of one microbatch that communication can hide behind, where the stack overlaps it.
+    """
+    stack, tp, dp = cluster.stack, layout.tp, layout.dp
+    most = max(held_parameters(model, layout, counts))
+    gradients, weights = most * stack.reduced_bytes, most * stack.weight_bytes
+    gather = 0.0
+    if layout.zero == 3:
+        reduce = 0.0  # in every microbatch, counted there
+    elif layout.zero:
+        reduce = collective_seconds(physics, cluster, "reduce-scatter", gradients, dp, stride=tp)
+        gather = collective_seconds(physics, cluster, "all-gather", weights, dp, stride=tp)
+    else:
+        reduce = collective_seconds(physics, cluster, "all-reduce", gradients, dp, stride=tp)
+    if stack.overlap_data:
+        data = exposed(reduce, beside.backward.total) + exposed(gather, beside.forward.total)
+    else:
+        data = reduce + gather
+    shards = dp if layout.zero else 1
+    # master weight and moments are read and written, the gradient read (for its norm too), the weight written
+    moved = most / shards * (2 * stack.state_bytes + 4 + stack.weight_bytes) + most * stack.gradient_bytes / (
+        dp if layout.zero >= 2 else 1
+    )
+    return data, traffic_seconds(physics, cluster.device, moved)

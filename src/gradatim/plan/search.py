@@ -1,0 +1,371 @@
+"""All legal layouts of a model on a cluster, and the fastest of those that fit. No torch.
+
+The layouts are columns of numbers: their memory and a bound below their time are computed for all at once, from the
+times of blocks and ends that few of them differ in. The bound is the pipeline's closed form (Narayanan et al. 2021,
+arXiv:2104.04473, section 2.2) for unequal stages: what stands before a rank, its own work, what stands after. In the
+order of the bound layouts are then run through the schedule's recurrence, until no bound is below what was found.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from gradatim.config.settings import LayoutConfig
+from gradatim.plan.architecture import Architecture
+from gradatim.plan.cluster import Cluster, Stack
+from gradatim.plan.communication import transfer_seconds
+from gradatim.plan.memory import block_activations, head_activations, stage_memory
+from gradatim.plan.physics import FITTED, Physics
+from gradatim.plan.predict import Prediction, Seconds, Times, data_and_optimizer, part_times, predict
+
+Array = Any
+"""A column: one number for each layout."""
+
+NO_LIMITS = Stack(
+    schedules=("gpipe", "1f1b", "interleaved", "zero-bubble"), zero=(0, 1, 2, 3), splits=("uniform", "by-cost")
+)
+"""What ``--stack any`` allows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A layout with its prediction."""
+
+    layout: LayoutConfig
+    prediction: Prediction
+    memory: tuple[float, ...]
+    """Bytes on a rank of each stage."""
+    fits: bool
+
+
+@dataclass(slots=True)
+class Found:
+    """What a search came to."""
+
+    best: list[Candidate]
+    """The fastest layouts that fit, fastest first."""
+    considered: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    """Reason: how many layouts."""
+    seconds: float = 0.0
+    least_memory: Candidate | None = None
+    """Where nothing fits: the layout that needs least."""
+
+
+NOTHING = Times(Seconds(), Seconds())
+
+
+def divisors(number: int) -> list[int]:
+    """All of them, ascending."""
+    return [d for d in range(1, number + 1) if number % d == 0]
+
+
+@dataclass(slots=True)
+class Columns:
+    """Layouts as columns."""
+
+    tp: Array
+    pp: Array
+    dp: Array
+    chunks: Array
+    schedule: Array
+    """Index into ``names``."""
+    microbatch: Array
+    sequence_parallel: Array
+    recompute: Array
+    zero: Array
+    split: Array
+    names: list[str]
+    recomputes: list[str]
+    splits: list[str]
+
+    def __len__(self) -> int:
+        return len(self.tp)
+
+    def layout(self, i: int) -> LayoutConfig:
+        """The i-th as a layout."""
+        return LayoutConfig(
+            tp=int(self.tp[i]),
+            pp=int(self.pp[i]),
+            dp=int(self.dp[i]),
+            chunks=int(self.chunks[i]),
+            schedule=self.names[self.schedule[i]],
+            microbatch=int(self.microbatch[i]),
+            sequence_parallel=bool(self.sequence_parallel[i]),
+            recompute=self.recomputes[self.recompute[i]],
+            zero=int(self.zero[i]),  # type: ignore[arg-type]
+            split=self.splits[self.split[i]],
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fixed:
+    """What the user has decided; None is searched."""
+
+    tp: int | None = None
+    pp: int | None = None
+    dp: int | None = None
+    chunks: int | None = None
+    schedule: str | None = None
+    microbatch: int | None = None
+    sequence_parallel: bool | None = None
+    recompute: str | None = None
+    zero: int | None = None
+
+
+def legal_layouts(
+    model: Architecture,
+    devices: int,
+    global_batch: int,
+    fixed: Fixed,
+    stack: Stack,
+    rejected: Counter[str],
+) -> Columns:
+    """Every layout of so many devices that trains this model on this batch; what is illegal is counted by reason."""
+    rows: list[tuple[int, ...]] = []
+    names, recomputes, splits = list(stack.schedules), list(stack.recompute), list(stack.splits)
+    if fixed.schedule:
+        names = [fixed.schedule]
+    if fixed.recompute:
+        recomputes = [fixed.recompute]
+    for tp in [fixed.tp] if fixed.tp else divisors(devices):
+        if devices % tp or not _divides(tp, model):
+            rejected["tp does not divide heads, feed-forward width or vocabulary"] += 1
+            continue
+        for pp in [fixed.pp] if fixed.pp else divisors(devices // tp):
+            if devices // tp % pp:
+                rejected["tp · pp does not divide the devices"] += 1
+                continue
+            if pp > model.layers:
+                rejected["more stages than layers"] += 1
+                continue
+            dp = devices // tp // pp
+            if fixed.dp and dp != fixed.dp:
+                continue
+            if global_batch % dp:
+                rejected["dp does not divide the batch"] += 1
+                continue
+            share = global_batch // dp
+            for microbatch in [fixed.microbatch] if fixed.microbatch else divisors(share):
+                if share % microbatch:
+                    rejected["the microbatch does not divide a replica's share"] += 1
+                    continue
+                for schedule, chunks, split in _pipelines(
+                    model, names, splits, stack, fixed, pp, share // microbatch, rejected
+                ):
+                    for sp in _sequence_parallel(model, stack, fixed, tp):
+                        for recompute in range(len(recomputes)):
+                            for zero in _zero(stack, fixed, dp):
+                                rows.append((tp, pp, dp, chunks, schedule, microbatch, sp, recompute, zero, split))
+    columns = np.array(rows, dtype=np.int64).reshape(-1, 10).T
+    return Columns(*columns, names, recomputes, splits)  # type: ignore[call-arg]
+
+
+def _divides(tp: int, model: Architecture) -> bool:
+    return not any(number % tp for number in (model.heads, model.kv_heads, model.feed_forward, model.vocabulary))
+
+
+def _pipelines(
+    model: Architecture,
+    names: list[str],
+    splits: list[str],
+    stack: Stack,
+    fixed: Fixed,
+    pp: int,
+    m: int,
+    rejected: Counter[str],
+) -> list[tuple[int, int, int]]:
+    """Schedules, chunks and splits of a pipeline: one without stages has but one of each."""
+    found = []
+    for index, name in enumerate(names):
+        if pp == 1:
+            if fixed.chunks in (None, 1) and (fixed.schedule or name == ("1f1b" if "1f1b" in names else names[0])):
+                found.append((index, 1, 0))
+            continue
+        most = min(stack.chunks, model.layers // pp) if name == "interleaved" else 1
+        for chunks in [fixed.chunks] if fixed.chunks else range(2 if name == "interleaved" else 1, most + 1):
+            if chunks > most or (chunks == 1 and name == "interleaved" and not fixed.chunks):
+                continue
+            if name == "interleaved" and m % pp:
+                rejected["interleaving needs microbatches in multiples of the stages"] += 1
+                continue
+            for split, kind in enumerate(splits):
+                if kind == "uniform" and model.layers % (pp * chunks) and len(splits) == 1 and not fixed.pp:
+                    rejected["stages and chunks do not divide the layers"] += 1
+                elif kind == "uniform" or model.layers % (pp * chunks) or len(splits) == 1:
+                    found.append((index, chunks, split))
+    return found
+
+
+def _sequence_parallel(model: Architecture, stack: Stack, fixed: Fixed, tp: int) -> list[int]:
+    possible = tp > 1 and model.context % tp == 0
+    if fixed.sequence_parallel is not None:
+        return [int(fixed.sequence_parallel and possible)]
+    return [0, 1] if possible and stack.sequence_parallel else [0]
+
+
+def _zero(stack: Stack, fixed: Fixed, dp: int) -> list[int]:
+    if fixed.zero is not None:
+        return [fixed.zero]
+    return list(stack.zero) if dp > 1 else [min(stack.zero)]
+
+
+def bounds(
+    cluster: Cluster, model: Architecture, columns: Columns, global_batch: int, physics: Physics = FITTED
+) -> tuple[Array, Array]:
+    """For every layout a bound below its seconds and the bytes of its fullest rank (first, second or last)."""
+    stack = cluster.stack
+    keys = np.stack([columns.tp, columns.microbatch, columns.sequence_parallel, columns.recompute])
+    kinds, of = np.unique(keys, axis=1, return_inverse=True)
+    of = of.reshape(-1)
+    parts = []
+    for tp, microbatch, sp, recompute in kinds.T.tolist():
+        name = columns.recomputes[recompute]
+        block, embedding, head = part_times(physics, cluster, model, microbatch, tp, bool(sp), name)
+        options: dict[str, Any] = {"sequences": microbatch, "tp": tp, "sequence_parallel": bool(sp)}
+        parts.append(
+            [
+                *(part.forward.total for part in (block, embedding, head)),
+                *(part.backward.total for part in (block, embedding, head)),
+                *block_activations(model, stack, **options, recompute=name),
+                *head_activations(model, stack, **options),
+            ]
+        )
+    (f, fe, fh, b, be, bh, kept, again, head_kept, head_working) = np.array(parts).reshape(-1, 10).T[:, of]
+    pp, v, tp, dp, zero = columns.pp, columns.chunks, columns.tp, columns.dp, columns.zero
+    m = global_batch // dp // columns.microbatch
+    size = 2.0 * columns.microbatch * model.context * model.width / np.where(columns.sequence_parallel, tp, 1)
+    wait = _transfers(physics, cluster, size, columns)
+    fewest = model.layers // (pp * v)  # layers of a chunk, at least
+    most = -(-model.layers // pp)
+    extra = 0.0 if stack.overlap_pipeline else 2 * wait
+    layer = f + b
+    last = m * (v * fewest * layer + v * extra + fh + bh + np.where(pp == 1, fe + be, 0))
+    middle = m * (np.where(pp > 2, most, v * fewest) * layer + v * extra)
+    first = m * (v * fewest * layer + v * extra + fe + be)
+    halves = np.array([0.0 if name == "zero-bubble" else 1.0 for name in columns.names])[columns.schedule]
+    ramp = fewest * (f + halves * b) + (1 + halves) / 2 * (2 * wait)
+    seconds = np.maximum(last + (pp - 1) * ramp, np.maximum(middle + np.minimum(pp - 1, 1) * ramp, first))
+    if stack.splits != ("uniform",):  # layers may be shared out otherwise than evenly
+        seconds = np.maximum(m * (model.layers * layer + fe + be + fh + bh) / pp, (pp - 1) * ramp)
+    seconds = seconds + _ends(physics, cluster, model, columns)
+    one_node = tp * pp * dp <= cluster.node.devices
+    scale = np.where(one_node, stack.multiplier_one_node or stack.multiplier, stack.multiplier)
+    # memory: of the first rank, of one in the middle, of the last
+    held = [_held(columns, m, rank) for rank in (np.zeros_like(pp), np.minimum(1, pp - 1), pp - 1)]
+    bytes_each = stack.weight_bytes / np.where(zero >= 3, dp, 1) + stack.gradient_bytes / np.where(zero >= 2, dp, 1)
+    bytes_each = bytes_each + stack.state_bytes / np.where(zero >= 1, dp, 1)
+    block, embedding, lone, tied = _parameters(model, tp)
+    layers = np.where(stack.splits == ("uniform",), most, v * fewest)
+    per_chunk = layers / v * kept
+    needed = [
+        (layers * block + embedding + np.where(pp == 1, tied, 0)) * bytes_each + held[0] * per_chunk + again,
+        layers * block * bytes_each + held[1] * per_chunk + again,
+        (layers * block + np.where(pp == 1, tied + embedding, lone)) * bytes_each
+        + held[2] * per_chunk
+        + head_kept
+        + np.maximum(again, head_working),
+    ]
+    return seconds * scale, np.max(needed, axis=0) + stack.overhead
+
+
+def _transfers(physics: Physics, cluster: Cluster, size: Array, columns: Columns) -> Array:
+    """Seconds of a transfer between stages; 0 without stages."""
+    keys = np.stack([size, columns.tp, columns.dp, columns.pp])
+    kinds, of = np.unique(keys, axis=1, return_inverse=True)
+    seconds = [
+        transfer_seconds(physics, cluster, s, int(tp), int(dp), int(pp)) if pp > 1 else 0.0
+        for s, tp, dp, pp in kinds.T.tolist()
+    ]
+    return np.array(seconds)[of.reshape(-1)]
+
+
+def _ends(physics: Physics, cluster: Cluster, model: Architecture, columns: Columns) -> Array:
+    """Seconds of the optimizer, and of the gradients' sum where nothing hides it; at least."""
+    keys = np.stack([columns.tp, columns.pp, columns.dp, columns.zero])
+    kinds, of = np.unique(keys, axis=1, return_inverse=True)
+    seconds = []
+    for tp, pp, dp, zero in kinds.T.tolist():
+        layout = LayoutConfig(tp=tp, pp=pp, dp=dp, zero=zero)
+        even = [model.layers // pp] * pp
+        data, optimizer = data_and_optimizer(physics, cluster, model, layout, even, NOTHING)
+        seconds.append(optimizer + (0.0 if cluster.stack.overlap_data else data))
+    return np.array(seconds)[of.reshape(-1)]
+
+
+def _held(columns: Columns, m: Array, rank: Array) -> Array:
+    """Chunk-microbatches in flight, as ``memory.in_flight`` has them from the schedules themselves."""
+    names = np.array(columns.names)[columns.schedule]
+    warm_up = 2 * (columns.pp - rank - 1) + (columns.chunks - 1) * columns.pp + 1
+    looped = np.minimum(warm_up, m * columns.chunks)
+    held = np.where(names == "interleaved", looped, np.minimum(m, columns.pp - rank))
+    return np.where(names == "gpipe", m, held)
+
+
+def _parameters(model: Architecture, tp: Array) -> tuple[Array, Array, Array, Array]:
+    """Of a block, the embedding, the head by itself and beside the embedding, on one of ``tp`` ranks."""
+    kinds, of = np.unique(tp, return_inverse=True)
+    counts = [
+        (
+            model.block_parameters(t),
+            model.embedding_parameters(t),
+            model.head_parameters(t),
+            model.head_parameters(t, alone=False),
+        )
+        for t in kinds.tolist()
+    ]
+    found = np.array(counts, dtype=float).reshape(-1, 4).T[:, of]
+    return found[0], found[1], found[2], found[3]
+
+
+def search(
+    model: Architecture,
+    cluster: Cluster,
+    devices: int,
+    global_batch: int,
+    *,
+    fixed: Fixed = Fixed(),
+    top: int = 10,
+    stack: Stack | None = None,
+    physics: Physics = FITTED,
+) -> Found:
+    """The ``top`` fastest layouts that fit. ``stack``: whose limits hold, by default the cluster's own."""
+    started = time.perf_counter()
+    found = Found([])
+    columns = legal_layouts(model, devices, global_batch, fixed, stack or cluster.stack, found.rejected)
+    found.considered = len(columns)
+    if len(columns):
+        seconds, needed = bounds(cluster, model, columns, global_batch, physics)
+        fits = needed <= cluster.device.memory
+        found.rejected["needs more memory than a device has"] += int((~fits).sum())
+        order = np.argsort(seconds, kind="stable")
+        for i in order[fits[order]].tolist():
+            if len(found.best) >= top and seconds[i] >= found.best[top - 1].prediction.seconds:
+                break
+            candidate = judge(cluster, model, columns.layout(i), global_batch, physics)
+            if not candidate.fits:
+                found.rejected["needs more memory than a device has"] += 1
+                continue
+            found.best.append(candidate)
+            found.best.sort(key=lambda c: c.prediction.seconds)
+            del found.best[top:]
+        if not found.best:
+            least = int(np.argmin(needed))
+            found.least_memory = judge(cluster, model, columns.layout(least), global_batch, physics)
+    found.rejected = Counter({reason: count for reason, count in found.rejected.items() if count})
+    found.seconds = time.perf_counter() - started
+    return found
+
+
+def judge(
+    cluster: Cluster, model: Architecture, layout: LayoutConfig, global_batch: int, physics: Physics = FITTED
+) -> Candidate:
+    """One layout: its time, its memory, whether it fits."""
+    memory = tuple(stage.total for stage in stage_memory(cluster.stack, model, layout, global_batch))
+    prediction = predict(cluster, model, layout, global_batch, physics)
+    return Candidate(layout, prediction, memory, max(memory) <= cluster.device.memory)
