@@ -34,6 +34,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "next": ("next", "Show the distribution over the next token of a prompt."),
     "complete": ("complete", "Continue a prompt: greedy, sampled or by beam search."),
     "schedule": ("schedule", "Draw a pipeline schedule: its timeline, bubble and memory."),
+    "plan": ("plan", "Predict time and memory of every layout of a model on a cluster; pick and explain."),
     "rehearse": ("rehearse", "Play one rank of a run of any size on fake devices: its memory, its messages."),
     "serve": ("serve", "Answer completions over HTTP, with a page to try it."),
     "export": ("export", "Write a run in another program's format."),

@@ -113,6 +113,10 @@ class Stack:
     """Measured step time over predicted, fitted on runs of this stack; 1 where none were at hand."""
     multiplier_one_node: float | None = None
     """Likewise in one node, where those runs were another installation's; null means the same."""
+    error: tuple[float, float] | None = None
+    """Median and 90th percentile of |predicted/measured − 1| over measured runs that the multiplier has not seen,"""
+    seen: tuple[int, int] | None = None
+    """and their fewest and most devices."""
     overhead: float = 2e9
     """Bytes of a device that the context, the communication library and the allocator keep."""
 

@@ -55,8 +55,15 @@ class Found:
     seconds: float = 0.0
     least_memory: Candidate | None = None
     """Where nothing fits: the layout that needs least."""
+    columns: Columns | None = None
+    """All that were considered,"""
+    bounds: Array = None
+    """the bound below each one's seconds,"""
+    fits: Array = None
+    """and whether its bytes fit."""
 
 
+TOO_LARGE = "needs more memory than a device has"
 NOTHING = Times(Seconds(), Seconds())
 
 
@@ -187,7 +194,7 @@ def _pipelines(
             if fixed.chunks in (None, 1) and (fixed.schedule or name == ("1f1b" if "1f1b" in names else names[0])):
                 found.append((index, 1, 0))
             continue
-        most = min(stack.chunks, model.layers // pp) if name == "interleaved" else 1
+        most = min(fixed.chunks or stack.chunks, model.layers // pp) if name == "interleaved" else 1
         for chunks in [fixed.chunks] if fixed.chunks else range(2 if name == "interleaved" else 1, most + 1):
             if chunks > most or (chunks == 1 and name == "interleaved" and not fixed.chunks):
                 continue
@@ -342,14 +349,15 @@ def search(
     if len(columns):
         seconds, needed = bounds(cluster, model, columns, global_batch, physics)
         fits = needed <= cluster.device.memory
-        found.rejected["needs more memory than a device has"] += int((~fits).sum())
+        found.rejected[TOO_LARGE] += int((~fits).sum())
+        found.columns, found.bounds, found.fits = columns, seconds, fits
         order = np.argsort(seconds, kind="stable")
         for i in order[fits[order]].tolist():
             if len(found.best) >= top and seconds[i] >= found.best[top - 1].prediction.seconds:
                 break
             candidate = judge(cluster, model, columns.layout(i), global_batch, physics)
             if not candidate.fits:
-                found.rejected["needs more memory than a device has"] += 1
+                found.rejected[TOO_LARGE] += 1
                 continue
             found.best.append(candidate)
             found.best.sort(key=lambda c: c.prediction.seconds)
@@ -360,6 +368,34 @@ def search(
     found.rejected = Counter({reason: count for reason, count in found.rejected.items() if count})
     found.seconds = time.perf_counter() - started
     return found
+
+
+KNOBS = ("tp", "pp", "dp", "chunks", "schedule", "microbatch", "sequence_parallel", "recompute", "zero")
+"""What a layout is made of."""
+
+
+def best_with(
+    found: Found, cluster: Cluster, model: Architecture, global_batch: int, knob: str, physics: Physics = FITTED
+) -> dict[Any, Candidate | None]:
+    """For each value of a knob the fastest layout with it, all others free; None where none fits.
+
+    ``found`` is a search's, whose columns and bounds are used again.
+    """
+    assert found.columns is not None
+    column = getattr(found.columns, knob)
+    best: dict[Any, Candidate | None] = {}
+    for value in np.unique(column).tolist():
+        candidate = None
+        possible = np.flatnonzero((column == value) & found.fits)
+        for i in possible[np.argsort(found.bounds[possible], kind="stable")][:8].tolist():
+            if candidate is not None and found.bounds[i] >= candidate.prediction.seconds:
+                break
+            tried = judge(cluster, model, found.columns.layout(i), global_batch, physics)
+            if tried.fits and (candidate is None or tried.prediction.seconds < candidate.prediction.seconds):
+                candidate = tried
+        names = {"schedule": found.columns.names, "recompute": found.columns.recomputes}.get(knob)
+        best[names[value] if names else bool(value) if knob == "sequence_parallel" else value] = candidate
+    return best
 
 
 def judge(
