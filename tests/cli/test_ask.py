@@ -104,8 +104,17 @@ def test_evaluate_judges_the_run_s_held_out_text(run: Path, ask: Ask, plain: Cal
 
 def test_evaluate_a_file_equals_the_held_out_part_of_the_same_text(run: Path, ask: Ask) -> None:
     text = run.parent / "valid.txt"
-    for stride in ("1", "3", "100"):
+    for stride in ("1", "3", str(CONTEXT)):
         assert ask("evaluate", run, "--stride", stride) == ask("evaluate", run, "--text", text, "--stride", stride)
+
+
+def test_a_stride_beyond_the_context_is_refused_and_one_without_effect_said(
+    runs: dict[str, Path], ask: Ask, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (problem,) = ask("evaluate", runs["gpt"], "--stride", str(CONTEXT + 1), code=2)["error"]["problems"]
+    assert (problem["where"], problem["got"], problem["try"]) == ("--stride", str(CONTEXT + 1), f"--stride {CONTEXT}")
+    assert main(["evaluate", str(runs["lstm"]), "--stride", "100"]) == 0
+    assert "--stride changes nothing" in capsys.readouterr().err
 
 
 def test_a_document_is_the_score_of_its_text(run: Path, ask: Ask, tmp_path: Path) -> None:
@@ -323,7 +332,7 @@ def test_a_sentence_longer_than_the_context_is_refused(runs: dict[str, Path], as
     ("arguments", "code", "where"),
     [
         (["evaluate", "RUN", "--stride", "0"], 2, "gradatim evaluate"),
-        (["evaluate", "RUN", "--text", "absent.txt"], 3, "data.test"),
+        (["evaluate", "RUN", "--text", "absent.txt"], 3, "--text"),
         (["evaluate", "RUN", "--checkpoint", "newest"], 2, "--checkpoint"),
         (["next", "RUN", "a", "--checkpoint", "123"], 4, "checkpoints"),
         (["next", "RUN", "a", "--top", "0"], 2, "gradatim next"),

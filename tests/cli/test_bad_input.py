@@ -173,8 +173,8 @@ def test_documents_shorter_than_the_context(kept: Path, answer: Answer, refused:
     assert (problem["got"], problem["allowed"]) == ("3 tokens", f"at least {CONTEXT + 1}")
     (problem,) = refused("train", "lstm", "--run", "none", *NEURAL, "--data.train", "two.txt", code=3)
     assert problem["allowed"] == f"at least {4 * CONTEXT + 1}"
-    problems = refused("train", "ngram", "--run", "none", *CHARS, "--data.train", "two.txt", code=3)
-    assert [problem["where"] for problem in problems] == ["1-grams", "2-grams", "3-grams", "4-grams"]
+    (problem,) = refused("train", "ngram", "--run", "none", *CHARS, "--data.train", "two.txt", code=3)
+    assert problem["where"] == "1-grams and 3 longer orders"
     options = [*CHARS, "--data.train", "two.txt", "--data.cache", "cache", "--model.smoothing", "additive"]
     assert answer("train", "ngram", "--run", "none", *options)[0]["tokens"] == 3  # refusals left no run in the way
     found, _ = answer("evaluate", kept / "gpt", "--text", "two.txt")
@@ -267,6 +267,21 @@ def test_a_damaged_cache_is_made_again_and_said(
     assert (found["step"], found["loss"]) == (2, before["loss"])
 
 
+@pytest.mark.parametrize("name", ["prepared", "prepared/train", "prepared/train.bin", "prepared/train.idx"])
+def test_prepared_tokens_are_no_text(name: str, kept: Path, refused: Refused) -> None:
+    folder = kept / "prepared"
+    for command in (
+        ["prepare", kept / name, "--out", "out", *CHARS],
+        ["train", "gpt", "--run", "run", *GPT, "--data.train", kept / name],
+        ["train", "gpt", "--run", "run", *GPT, "--data.train", kept / "text.txt", "--data.valid", kept / name],
+        ["evaluate", kept / "gpt", "--text", kept / name],
+    ):
+        (problem,) = refused(*command, code=3)
+        assert problem["where"] == str(kept / name)
+        assert problem["what"] == "these are tokens, prepared from text, and not text"
+        assert f"--data.tokenizer.path {folder / 'tokenizer.json'}" in problem["try"]
+
+
 def test_a_vocabulary_too_large_for_two_bytes_is_stored_in_four(answer: Answer) -> None:
     wide = "".join(map(chr, [*range(0x4E00, 0x9FFF), *range(0x20000, 0x2A000), *range(0xAC00, 0xD7A0)]))
     Path("wide.txt").write_text(wide, encoding="utf-8")
@@ -336,7 +351,29 @@ def test_a_run_of_another_config_is_not_continued(kept: Path, refused: Refused) 
     Path("text.txt").write_text("other text\n" * 20)
     problems = refused("train", "gpt", *GPT, *common, "--data.train", "text.txt", code=4)
     assert "data.train" in problems[0]["where"]
+    problems = refused("train", "lstm", *NEURAL, *own, "--seed", "3", "--optimizer.lr", "3e-3", code=4)
+    assert [problem["where"].split(": ")[1] for problem in problems] == ["model.kind", "optimizer.lr", "seed"]
+    assert (problems[0]["got"], problems[0]["allowed"]) == ("lstm", "gpt")
     assert (run / "config.yaml").read_bytes() == before
+
+
+def test_a_damaged_run_is_not_continued(kept: Path, refused: Refused) -> None:
+    run = copy(kept / "gpt")
+    again = ["train", "gpt", *GPT, "--data.train", kept / "text.txt", "--data.cache", kept / "cache", "--run", run]
+    (run / "tokenizer.json").write_text("{")
+    (problem,) = refused(*again, "--resume", code=4)
+    assert problem["try"].startswith("restore the run's tokenizer.json")
+    (run / "config.yaml").write_text("steps: [\n")
+    (problem,) = refused(*again, "--resume", code=4)
+    assert problem["try"].startswith("restore the run's config.yaml")
+
+
+def test_importing_into_a_run_or_a_folder_of_other_files(kept: Path, refused: Refused) -> None:
+    Path("model.arpa").write_text("\\data\\\nngram 1=1\n\n\\1-grams:\n-0.1\ta\n\n\\end\\\n")
+    (problem,) = refused("import", "model.arpa", kept / "gpt", code=2)
+    assert problem["try"] == "name another RUN"
+    (problem,) = refused("import", "model.arpa", kept, code=2)
+    assert problem["try"] == "name a RUN that is empty or new"
 
 
 @pytest.mark.parametrize("verb", [["next", "i"], ["score", "i"], ["complete", "i"], ["evaluate"]])
@@ -354,8 +391,13 @@ def test_parts_of_other_runs_are_refused(verb: list[str], kept: Path, refused: R
     (problem,) = refused(*ask, code=4)
     assert problem["where"] == str(run / "tokenizer.json")
     (run / "tokenizer.json").write_text("{")
-    (problem,) = refused(*ask, code=3)
+    (problem,) = refused(*ask, code=4)
     assert problem["where"] == str(run / "tokenizer.json")
+    assert problem["try"].startswith("restore the run's tokenizer.json from a copy")
+    (run / "config.yaml").write_text("steps: 2\nmodel: {kind: gtp}\ncontext: [\n")
+    (problem,) = refused(*ask, code=4)
+    assert problem["where"].startswith(str(run / "config.yaml"))
+    assert problem["try"].startswith("restore the run's config.yaml from a copy")
 
 
 def _rename_letters(path: Path) -> None:

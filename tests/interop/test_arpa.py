@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gradatim.cli.main import main
 from gradatim.config.settings import NgramConfig, TokenizerConfig
 from gradatim.errors import ConfigError, DataError, LaunchError
 from gradatim.evaluate.perplexity import evaluate_tokens
@@ -17,6 +18,7 @@ from gradatim.interop.arpa import escape, import_arpa, read_arpa, read_words, to
 from gradatim.models.ngram import fit_ngram
 from gradatim.text.tokenizer import load_tokenizer
 from gradatim.text.vocabulary import train_tokenizer
+from gradatim.train import Run
 
 LETTERS = "ab %\n\u00a0é"
 TEXT = ["the cat sat on the mat", "the dog sat on the cat", "a cat", "", "100%20 of the <s> cat <unk> 日本 </s>"]
@@ -362,3 +364,27 @@ def test_a_run_is_made_once(tmp_path):
     with pytest.raises(ConfigError):
         import_arpa(path, tmp_path / "other")
     assert [p.name for p in (tmp_path / "other").iterdir()] == ["thesis.txt"]
+
+
+def test_the_config_of_a_run_says_what_is_known(tmp_path, capsys):
+    (tmp_path / "model.arpa").write_text(FOREIGN)
+    import_arpa(tmp_path / "model.arpa", tmp_path / "run")
+    config = Run.open(tmp_path / "run").config
+    assert (config.data.train, config.data.tokenizer.kind, config.data.tokenizer.path) == ((), "word", None)
+    assert (tmp_path / "run/config.yaml").read_text().startswith(f"# imported from '{tmp_path}/model.arpa'")
+
+    TOKENIZERS["bpe"].save(tmp_path / "tokenizer.json")
+    write_arpa(fit(TOKENIZERS["bpe"], TEXT), TOKENIZERS["bpe"], tmp_path / "own.arpa")
+    import_arpa(tmp_path / "own.arpa", tmp_path / "own", tmp_path / "tokenizer.json")
+    told = Run.open(tmp_path / "own").config.data.tokenizer
+    assert (told.kind, told.vocab_size, told.path) == ("bpe", 270, str(tmp_path / "tokenizer.json"))
+
+    assert main(["evaluate", str(tmp_path / "own")]) == 3  # and no vocabulary is learned to find that out
+    assert capsys.readouterr().err.splitlines() == [
+        f"error: {tmp_path}/own: the run has neither test nor validation text",
+        "    try: --text FILE",
+    ]
+    (tmp_path / "text.txt").write_text("a text\n")
+    assert main(["evaluate", str(tmp_path / "own"), "--text", str(tmp_path / "text.txt")]) == 0
+    assert main(["train", str(tmp_path / "own/config.yaml"), "--run", str(tmp_path / "own"), "--resume"]) == 2
+    assert "there is nothing to learn from" in capsys.readouterr().err

@@ -161,13 +161,17 @@ def test_discounts_that_do_not_exist_are_refused_and_no_others(texts, order):
         fit_ngram(config, tokens_of(texts), VOCAB, BOUNDARY)
 
 
-def test_every_order_without_discounts_is_named():
+@pytest.mark.parametrize(
+    ("order", "where"),
+    [(1, "1-grams"), (2, "1-grams and a longer order"), (3, "1-grams and 2 longer orders")],
+)
+def test_orders_without_discounts_are_one_problem(order, where):
     with pytest.raises(DataError) as caught:
-        fit_ngram(NgramConfig(order=3), tokens_of([[1, 2, 1, 2, 3]]), VOCAB, BOUNDARY)
-    problems = caught.value.problems
-    assert [problem.where for problem in problems] == ["1-grams", "2-grams", "3-grams"]
+        fit_ngram(NgramConfig(order=order), tokens_of([[1, 2, 1, 2, 3]]), VOCAB, BOUNDARY)
+    (problem,) = caught.value.problems
+    assert problem.where == where
     # The unigrams' adjusted counts are 2 (after <s> and 2), 1, 1 and 1.
-    assert problems[0].got == "no 1-gram has adjusted count 3"
+    assert problem.got == "no 1-gram has adjusted count 3"
 
 
 @settings(deadline=None, max_examples=40)

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from gradatim.config.settings import DataConfig, TokenizerConfig
@@ -69,6 +70,29 @@ def test_a_mark_inside_a_text_is_text() -> None:
     assert read("one\n\ufefftwo\n".encode())[0] == ["one", "\ufefftwo"]
 
 
+@pytest.mark.parametrize(
+    "raw",
+    [
+        np.arange(300, dtype=np.uint16).tobytes() * 9,  # token ids without an index, as some trainers keep them
+        gzip.compress(np.random.default_rng(0).bytes(4096)),
+        ("the more I read " * 99).encode("utf-16"),
+        ("чем больше я читаю " * 99).encode("cp1251"),
+    ],
+    ids=["ids", "gzip", "utf-16", "cp1251"],
+)
+def test_what_is_no_text_in_utf_8_is_refused(raw: bytes) -> None:
+    with pytest.raises(DataError, match=r"text\.txt: this file is not text in UTF-8(.|\n)*iconv"):
+        read(raw)
+
+
+def test_a_text_with_odd_bytes_is_mended_whatever_its_length() -> None:
+    accents = "Les élèves ont été reçus à l'école où ils étudiaient le français. ".encode("latin-1") * 99
+    documents, tally = read(accents)
+    assert tally.dropped == {"invalid bytes replaced": documents[0].count("\ufffd")}
+    assert read("чем больше я читаю\n".encode() * 9999)[1].dropped == {}  # the sample may end inside a character
+    assert read(b"\xff")[0] == ["\ufffd"]
+
+
 def test_tables(folder: Path) -> None:
     rows = [{"text": "first\r\nrow", "n": 1}, {"text": "", "n": 2}, {"text": "\ud800", "n": 3}]
     lines = "\n".join(map(json.dumps, rows)).encode()
@@ -104,6 +128,13 @@ def test_folders_and_patterns(folder: Path) -> None:
         Path("in", name).write_text(name)
     for source in ("in", "in/**/*.txt"):
         assert list(read_documents((source,), "train", config(source), Tally())) == ["a.txt", "b/two.txt"]
+
+
+def test_a_folder_without_text_is_named(folder: Path) -> None:
+    Path("in").mkdir()
+    Path("in/one.md").write_text("one")
+    with pytest.raises(DataError, match=r"no \.txt file in this folder(.|\n)*try: .*'in/\*'"):
+        list(read_documents(("in",), "train", config("in"), Tally()))
 
 
 def test_missing_sources_and_packages(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,6 +243,67 @@ def test_a_damaged_cache_is_made_again() -> None:
     again = prepare(config("text.txt", document="line"), say=said.append)
     assert "damaged" in said[0]
     assert again.train.tokens.tolist() == before
+
+
+def swap(one: Path, other: Path) -> None:
+    """Let two paths change places."""
+    aside = one.with_name("aside")
+    one.rename(aside)
+    other.rename(one)
+    aside.rename(other)
+
+
+def test_whole_parts_that_changed_places_are_noticed(folder: Path) -> None:
+    """Each file is sound, and of this tokenizer: only the report tells which part it is."""
+    Path("train.txt").write_text("one two three\n" * 5)
+    Path("valid.txt").write_text("two three\n")
+    data = config("train.txt", valid=("valid.txt",), document="line")
+    before = prepare(data).train.tokens.tolist()
+    prepare(data, folder / "out")
+    (cached,) = Path("cache").iterdir()
+    for place in (folder / "out", cached):
+        for end in ("bin", "idx", "meta.json"):
+            swap(place / f"train.{end}", place / f"valid.{end}")
+    with pytest.raises(DataError, match=r"out/train: these are the tokens of another part or text"):
+        prepare(data, folder / "out")
+    said: list[str] = []
+    assert prepare(data, say=said.append).train.tokens.tolist() == before
+    assert said[0] == f"{cached} is damaged, preparing again"
+
+
+def test_a_part_that_is_gone_is_missed(folder: Path) -> None:
+    Path("train.txt").write_text("one two three\n" * 5)
+    Path("valid.txt").write_text("two three\n")
+    data = config("train.txt", valid=("valid.txt",), document="line")
+    prepare(data, folder / "out")
+    for path in (folder / "out").glob("valid.*"):
+        path.unlink()
+    with pytest.raises(DataError, match=r"valid\.bin: there is no such token file"):
+        prepare(data, folder / "out")
+
+
+def test_folders_of_the_cache_that_changed_places_are_noticed() -> None:
+    made = [prose(f"{name}.txt", [f"one two {name}"] * 5) for name in ("three", "four")]
+    expected = made[0].train.tokens.tolist()
+    swap(*(found.train.prefix.parent for found in made))
+    said: list[str] = []
+    assert prepare(config("three.txt", document="line"), say=said.append).train.tokens.tolist() == expected
+    assert "damaged" in said[0]
+
+
+def test_a_tokenizer_that_is_named_is_used_and_none_is_learned(folder: Path) -> None:
+    Path("first.txt").write_text("one two three")
+    Path("second.txt").write_text("three two one, and others")
+    learned = prepare(config("first.txt"), folder / "out").tokenizer
+    said: list[str] = []
+    own = TokenizerConfig(path=str(folder / "out/tokenizer.json"))
+    made = prepare(config("second.txt", tokenizer=own), say=said.append)
+    assert made.tokenizer.fingerprint == learned.fingerprint
+    assert made.tokenizer.decode(made.train.tokens.tolist()) == "three two one, and others"
+    assert said == [f"taking the vocabulary of {own.path}", "encoding train"]
+    Path("empty.txt").write_text("\n")
+    with pytest.raises(DataError, match=r"data\.train: there is no text"):
+        prepare(config("empty.txt", tokenizer=own))
 
 
 def test_a_named_folder_is_never_overwritten(folder: Path) -> None:

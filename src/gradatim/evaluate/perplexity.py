@@ -76,7 +76,7 @@ def evaluate_file(
 ) -> Evaluation:
     """Judge a model on a file, cut into documents as its training text was; what was odd about it is said."""
     tally = Tally()
-    documents = list(read_documents((str(path),), "test", data, tally))
+    documents = list(read_documents((str(path),), "test", data, tally, where="--text"))
     if not documents:
         raise DataError(Problem(where=str(path), what="there is no text in it", attempt="name a file that holds text"))
     for what, count in tally.dropped.items():

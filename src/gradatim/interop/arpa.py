@@ -281,6 +281,10 @@ def _wrong(path: Path, line: int, what: str, got: str) -> DataError:
 
 # --------------------------------------------------------------------------- a run of it
 
+_REMARK = """imported from {!r}: model.order and data.tokenizer describe that file
+Who estimated it, how and from which text is not known: data.train is empty, model.smoothing only says
+that it backs off, and all that concerns training is at its default."""
+
 
 def import_arpa(path: Path, directory: Path, tokenizer_path: Path | None = None) -> NgramModel:
     """Make a run directory of an ARPA file; its words are those of text unless a tokenizer is given.
@@ -294,20 +298,22 @@ def import_arpa(path: Path, directory: Path, tokenizer_path: Path | None = None)
     from gradatim.train.run_directory import MODEL, Run, config_error_existing, config_error_foreign, training_hash
 
     if Run(directory).exists:
-        raise config_error_existing(directory)
+        raise config_error_existing(directory, "name another RUN")
     if Run(directory).foreign:
-        raise config_error_foreign(directory)
+        raise config_error_foreign(directory, "name a RUN that is empty or new")
     if tokenizer_path is not None:
         tokenizer = load_tokenizer(tokenizer_path)
         ids = {name: i for i, name in enumerate(token_names(tokenizer))}
+        told = TokenizerConfig(kind=tokenizer.kind, vocab_size=tokenizer.vocab_size, path=str(tokenizer_path))
     else:
         words = read_words(path)
         known = set(words)
-        tokenizer = train_tokenizer(TokenizerConfig(kind="word", vocab_size=None), [" ".join(words)])
+        told = TokenizerConfig(kind="word", vocab_size=None)
+        tokenizer = train_tokenizer(told, [" ".join(words)])
         ids = {word: i for word, i in tokenizer.engine.get_vocab(with_added_tokens=False).items() if word in known}
     model = read_arpa(path, ids, tokenizer.vocab_size, tokenizer.boundary, tokenizer.unknown)
-    config = RunConfig(model=model.config, data=DataConfig(train=(str(path),), document="line"))
-    run = Run.create(directory, config, tokenizer)
+    config = RunConfig(model=model.config, data=DataConfig(train=(), document="line", tokenizer=told))
+    run = Run.create(directory, config, tokenizer, remark=_REMARK.format(str(path)))
     manifest = Manifest(step=1, tokens=0, samples=0, config_hash=training_hash(config), data_fingerprint="",
                         tokenizer_fingerprint=tokenizer.fingerprint)  # fmt: skip
     save_checkpoint(run.checkpoints, manifest, {MODEL + name: value for name, value in model.tensors().items()})

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from gradatim.text.vocabulary import train_tokenizer
 
 FORMAT = 4  # part of the fingerprint: raise it when preparing changes its result
 ENCODE_TOGETHER = 1024
+DESCRIBED = ("checksum", "documents", "tokens", "bytes", "unknown")
+"""What the report says of each part's token file, so that files of several parts or folders cannot change places."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +64,6 @@ def prepare(config: DataConfig, directory: Path | None = None, say: Callable[[st
     if (folder / "report.json").is_file():
         try:
             found = open_prepared(folder)
-        except DataError:
-            if directory is not None:
-                raise
-            say(f"{folder} is damaged, preparing again")
-            shutil.rmtree(folder)
-        else:
             if found.fingerprint != fingerprint:
                 raise DataError(
                     Problem(
@@ -77,6 +74,12 @@ def prepare(config: DataConfig, directory: Path | None = None, say: Callable[[st
                         attempt="another folder",
                     )
                 )
+        except DataError:
+            if directory is not None:
+                raise
+            say(f"{folder} is damaged, preparing again")
+            shutil.rmtree(folder)
+        else:
             return found
     fresh = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     fresh.mkdir(parents=True, exist_ok=True)
@@ -91,25 +94,43 @@ def prepare(config: DataConfig, directory: Path | None = None, say: Callable[[st
 
 
 def open_prepared(folder: Path) -> Prepared:
-    """Open and verify what ``prepare`` left in a folder."""
+    """Open and verify what ``prepare`` left in a folder: each part as the report describes it, and no other.
+
+    Raises:
+        DataError: a file that is missing, damaged, or of another part or text.
+    """
     try:
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
         fingerprint = str(report["fingerprint"])
-    except (OSError, ValueError, KeyError) as error:
+        described = {split: {name: part[name] for name in DESCRIBED} for split, part in report["splits"].items()}
+        train = described["train"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(Problem(where=str(folder), what=f"this is not prepared text ({error})",
                                 attempt="remove the folder, or gradatim prepare … --out DIR")) from None  # fmt: skip
     tokenizer = load_tokenizer(folder / "tokenizer.json")
 
-    def opened(name: str) -> TokenFile:
+    def opened(name: str, expected: dict[str, Any]) -> TokenFile:
         file = TokenFile.open(folder / name, tokenizer=tokenizer.fingerprint)
-        _ = file.meta  # raises where there is none: nothing else tells that the tokens are whole and this tokenizer's
+        found = _description(file)
+        wrong = [fact for fact in DESCRIBED if found[fact] != expected[fact]]
+        if wrong:  # whole in themselves, but not what was prepared under this name
+            raise DataError(Problem(where=str(file.prefix), what="these are the tokens of another part or text",
+                                    got=f"{wrong[0]} {found[wrong[0]]}", allowed=f"{wrong[0]} {expected[wrong[0]]}",
+                                    attempt="prepare the text again with gradatim prepare"))  # fmt: skip
         return file
 
-    def part(name: str) -> TokenFile | None:
-        exists = (folder / f"{name}.idx").exists() or (folder / f"{name}.bin").exists()
-        return opened(name) if exists else None
+    learned = opened("train", train)
+    valid, test = (opened(name, described[name]) if name in described else None for name in ("valid", "test"))
+    return Prepared(tokenizer, learned, valid, test, report, fingerprint)
 
-    return Prepared(tokenizer, opened("train"), part("valid"), part("test"), report, fingerprint)
+
+def _description(file: TokenFile) -> dict[str, Any]:
+    """The facts of ``DESCRIBED``; raises where the file has no description."""
+    meta = file.meta
+    return {
+        "documents": meta.documents, "tokens": meta.tokens, "bytes": meta.bytes, "unknown": meta.unknown,
+        "checksum": f"{meta.checksum:08x}-{meta.index_checksum:08x}",
+    }  # fmt: skip
 
 
 def _fingerprint(config: DataConfig) -> str:
@@ -132,11 +153,15 @@ def _fingerprint(config: DataConfig) -> str:
 
 
 def _make(config: DataConfig, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    say(f"learning a {config.tokenizer.kind} vocabulary from {', '.join(config.train)}")
-    first = Tally()
-    tokenizer = train_tokenizer(config.tokenizer, read_documents(config.train, "train", config, first))
-    if not first.documents:
-        raise _no_text("train", config.train)
+    if config.tokenizer.path is not None:
+        say(f"taking the vocabulary of {config.tokenizer.path}")
+        tokenizer = load_tokenizer(Path(config.tokenizer.path))
+    else:
+        say(f"learning a {config.tokenizer.kind} vocabulary from {', '.join(config.train)}")
+        learned = Tally()
+        tokenizer = train_tokenizer(config.tokenizer, read_documents(config.train, "train", config, learned))
+        if not learned.documents:
+            raise _no_text("train", config.train)
     tokenizer.save(folder / "tokenizer.json")
     splits: dict[str, Any] = {}
     seen: set[bytes] = set()
@@ -146,27 +171,20 @@ def _make(config: DataConfig, folder: Path, say: Callable[[str], None]) -> dict[
         say(f"encoding {split}")
         tally, leaked = Tally(), [0]
         documents = _watched(read_documents(names, split, config, tally), seen, split, leaked)
-        encoded = _encode(tokenizer, documents)
-        try:
-            file = TokenFile.write(
-                folder / split,
-                encoded,
-                vocab_size=tokenizer.vocab_size,
-                boundary=tokenizer.boundary,
-                tokenizer=tokenizer.fingerprint,
-                text_bytes=partial(getattr, tally, "bytes"),
-                unknown=tokenizer.unknown,
-            )
-        except DataError:
-            if tally.documents:
-                raise
-            raise _no_text(split, names) from None
+        if (first := next(documents, None)) is None:
+            raise _no_text(split, names)
+        file = TokenFile.write(
+            folder / split,
+            _encode(tokenizer, chain([first], documents)),
+            vocab_size=tokenizer.vocab_size,
+            boundary=tokenizer.boundary,
+            tokenizer=tokenizer.fingerprint,
+            text_bytes=partial(getattr, tally, "bytes"),
+            unknown=tokenizer.unknown,
+        )
         for what, count in tally.dropped.items():
             say(f"{split}: {what}: {count:,}")
-        splits[split] = {
-            "documents": file.meta.documents, "tokens": file.meta.tokens, "bytes": file.meta.bytes,
-            "unknown": file.meta.unknown, "dropped": dict(tally.dropped), "also in train": leaked[0],
-        }  # fmt: skip
+        splits[split] = {**_description(file), "dropped": dict(tally.dropped), "also in train": leaked[0]}
     corpora = sorted({name for name in config.train if name in embedded.CORPORA})
     return {
         "documents": sum(part["documents"] for part in splits.values()),

@@ -2,7 +2,7 @@
 
 What is odd about a text is mended the same way everywhere, and counted, never passed over in silence: bytes that
 are not UTF-8 become U+FFFD, a byte-order mark that opens a file is dropped, CRLF becomes LF, documents without a
-visible character are dropped; NUL stays.
+visible character are dropped; NUL stays. A file that is odd all over is no text, and refused.
 """
 
 from __future__ import annotations
@@ -24,9 +24,17 @@ from typing import IO, Any
 from gradatim.config.settings import DataConfig
 from gradatim.errors import DataError, LaunchError, Problem
 from gradatim.text import embedded
+from gradatim.text.tokenfile import is_token_file
 
 NAMED = {"small-english": "gradatim.text.grammar"}
 """Corpora made by a module's ``corpus() -> {split: [text, …]}``."""
+SAMPLE = 1 << 16
+"""Bytes of a file by which it is judged to be text or not."""
+ODD_SHARE = 0.25
+"""Largest share of NUL and invalid characters in a text: a page of French in Latin-1 has up to 16 %, archives and token
+ids have 40 % and more."""
+ODD_LEAST = 32
+"""Fewer than this many are no sign of anything."""
 
 
 @dataclass(slots=True)
@@ -63,15 +71,17 @@ def files_of(name: str) -> list[Path]:
     return [path] if path.is_file() else []
 
 
-def read_documents(names: tuple[str, ...], split: str, config: DataConfig, tally: Tally) -> Iterator[str]:
-    """The documents of several sources, one after the other.
+def read_documents(
+    names: tuple[str, ...], split: str, config: DataConfig, tally: Tally, where: str = ""
+) -> Iterator[str]:
+    """The documents of several sources, one after the other; ``where`` they were named, if not in ``data.SPLIT``.
 
     Raises:
         DataError: a file that is missing or not of the form its name promises.
         LaunchError: a package that this kind of source needs is not installed.
     """
     for name in names:
-        for text, size in _source(name, split, config, tally):
+        for text, size in _source(name, split, config, tally, where or f"data.{split}"):
             if text.strip("\n\r\t \ufeff"):
                 tally.documents += 1
                 tally.bytes += size
@@ -80,7 +90,7 @@ def read_documents(names: tuple[str, ...], split: str, config: DataConfig, tally
                 tally.dropped["empty documents"] += 1
 
 
-def _source(name: str, split: str, config: DataConfig, tally: Tally) -> Iterator[tuple[str, int]]:
+def _source(name: str, split: str, config: DataConfig, tally: Tally, where: str) -> Iterator[tuple[str, int]]:
     """Documents, and the bytes that each stands for, its line end included."""
     if name in embedded.CORPORA:
         for text in embedded.corpus(name, Path(config.cache))[split].values():
@@ -93,10 +103,7 @@ def _source(name: str, split: str, config: DataConfig, tally: Tally) -> Iterator
     else:
         files = files_of(name)
         if not files:
-            known = ", ".join([*embedded.CORPORA, *NAMED])
-            raise DataError(Problem(where=f"data.{split}", what="there is no such file or corpus", got=name,
-                                    allowed=f"a file, a folder of .txt, hf:NAME, {known}",
-                                    attempt="check the path"))  # fmt: skip
+            raise _no_text(name, where)
         for path in files:
             if path.name.endswith((".jsonl", ".jsonl.gz")):
                 yield from _cells(_json_lines(path, config.column, tally), tally)
@@ -104,7 +111,48 @@ def _source(name: str, split: str, config: DataConfig, tally: Tally) -> Iterator
                 yield from _cells(_parquet(path, config.column), tally)
             else:
                 with path.open("rb") as file:
+                    _refuse_binary(path, file.read(SAMPLE))
+                    file.seek(0)
                     yield from _cut(_lines(file, tally), config.document)
+
+
+def _no_text(name: str, where: str) -> DataError:
+    """What a name stands for that no text was found under."""
+    folder = Path(name)
+    prepared = sorted(folder.glob("*.idx")) if folder.is_dir() else []
+    if prepared or is_token_file(Path(f"{name}.idx")):
+        return _tokens(name, folder if prepared else folder.parent)
+    what, attempt = "there is no such file or corpus", "check the path"
+    if folder.is_dir():
+        what, attempt = "there is no .txt file in this folder", f"files of other names by a pattern: '{folder}/*'"
+    known = ", ".join([*embedded.CORPORA, *NAMED])
+    allowed = f"a file, a folder of .txt, hf:NAME, {known}"
+    return DataError(Problem(where=where, what=what, got=name, allowed=allowed, attempt=attempt))
+
+
+def _tokens(name: str, folder: Path) -> DataError:
+    """The refusal of ``prepare``'s output where text is wanted."""
+    attempt = "name the text itself"
+    if (tokenizer := folder / "tokenizer.json").is_file():
+        attempt += f"; --data.tokenizer.path {tokenizer} gives it the same ids"
+    return DataError(Problem(where=name, what="these are tokens, prepared from text, and not text", attempt=attempt))
+
+
+def _refuse_binary(path: Path, sample: bytes) -> None:
+    """Raise DataError for token files, archives, pictures and the like: reading them as text would be all noise."""
+    if is_token_file(path):
+        raise _tokens(str(path), path.parent)
+    text = sample.decode("utf-8", "replace")
+    odd = text.count("\ufffd") - sample.count("\ufffd".encode()) + text.count("\0")
+    if odd >= ODD_LEAST and odd > ODD_SHARE * len(text):
+        raise DataError(
+            Problem(
+                where=str(path),
+                what="this file is not text in UTF-8",
+                got=f"{odd:,} NUL and invalid characters among the first {len(text):,}",
+                attempt="name a text file; text in another encoding: iconv -f ENCODING -t UTF-8",
+            )
+        )
 
 
 def _cut(lines: Iterable[str], document: str) -> Iterator[tuple[str, int]]:

@@ -76,6 +76,17 @@ def paths(prefix: Path) -> tuple[Path, Path, Path]:
     return tuple(prefix.with_name(prefix.name + end) for end in (".bin", ".idx", ".meta.json"))  # type: ignore[return-value]
 
 
+def is_token_file(path: Path) -> bool:
+    """Whether a path is the index of a token file, or the ``.bin`` of one."""
+    if path.suffix not in (".bin", ".idx"):
+        return False
+    try:
+        with path.with_suffix(".idx").open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except (OSError, ValueError):  # ValueError: a NUL in the name
+        return False
+
+
 class TokenFile:
     """A verified, memory-mapped token file."""
 

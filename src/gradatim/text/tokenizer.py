@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tokenizers
@@ -38,6 +38,8 @@ ANY_CHARACTER = r"[\s\S]"
 class Tokenizer(ABC):
     """Text to ids and back."""
 
+    kind: Literal["char", "word", "bpe", "wordpiece"]
+    """What a config calls it."""
     lossless: bool
     """Whether decoding returns every text whose encoding has no unknown token."""
 
@@ -100,6 +102,7 @@ class _TableTokenizer(Tokenizer):
 class CharTokenizer(_TableTokenizer):
     """A token is a Unicode character."""
 
+    kind = "char"
     lossless = True
 
     def encode(self, text: str) -> list[int]:
@@ -119,6 +122,7 @@ class CharTokenizer(_TableTokenizer):
 class WordTokenizer(_TableTokenizer):
     """A token is a word; white space (and, with ``split: words``, punctuation) is lost."""
 
+    kind = "word"
     lossless = False
 
     def __init__(self, engine: tokenizers.Tokenizer, split: str, lowercase: bool) -> None:
@@ -146,6 +150,7 @@ class BpeTokenizer(Tokenizer):
     never encoded differently.
     """
 
+    kind = "bpe"
     lossless = True
 
     def __init__(self, engine: tokenizers.Tokenizer, boundary: str) -> None:
@@ -230,6 +235,7 @@ class BpeTokenizer(Tokenizer):
 class WordPieceTokenizer(Tokenizer):
     """BERT's sub-words: the longest known start of a word, then the longest known ``##`` continuations."""
 
+    kind = "wordpiece"
     lossless = False
 
     def __init__(self, engine: tokenizers.Tokenizer) -> None:

@@ -9,13 +9,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from gradatim.config.settings import TokenizerConfig
-from gradatim.text.tokenizer import ANY_CHARACTER, BOUNDARY, UNKNOWN, Tokenizer, load_tokenizer, wrap
+from gradatim.text.tokenizer import ANY_CHARACTER, BOUNDARY, UNKNOWN, Tokenizer, wrap
 from gradatim.text.words import LIBRARY_SPACE, LIBRARY_WORDS, split_words
 
 SUBWORDS = 30_000
@@ -27,9 +26,7 @@ LONG_RUN = re.compile(r"\S{1024}|\s{1024}")
 
 
 def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
-    """Learn a vocabulary from texts, deterministically; or load the one the config names."""
-    if config.path is not None:
-        return load_tokenizer(Path(config.path))
+    """Learn a vocabulary from texts, deterministically."""
     if config.kind in ("char", "word"):
         return wrap(_table_engine(config, texts))
     if config.kind == "wordpiece":

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ from torch import Tensor
 
 from gradatim import __version__
 from gradatim.config import config_to_yaml, load_config
+from gradatim.config.describe import scalar_text
 from gradatim.config.settings import NgramConfig, RunConfig
-from gradatim.errors import CheckpointError, ConfigError, LaunchError, Problem
+from gradatim.errors import CheckpointError, ConfigError, DataError, LaunchError, Problem
 from gradatim.models import build_model
 from gradatim.models.protocol import LanguageModel
 from gradatim.text.tokenizer import Tokenizer, load_tokenizer
@@ -65,13 +66,31 @@ class Run:
 
     @cached_property
     def config(self) -> RunConfig:
-        """The settings the run was started with."""
-        return load_config(self.directory / "config.yaml", {})
+        """The settings the run was started with.
+
+        Raises:
+            CheckpointError: config.yaml is damaged; whoever wants to read a run has no recipe to mend.
+        """
+        try:
+            return load_config(self.directory / "config.yaml", {}, to_train=False)
+        except ConfigError as error:
+            attempt = "restore the run's config.yaml from a copy, or write it anew: gradatim check with the recipe and "
+            attempt += "options of the command in env.json"
+            raise CheckpointError(*(replace(problem, attempt=attempt) for problem in error.problems)) from None
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer of its text."""
-        return load_tokenizer(self.directory / "tokenizer.json")
+        """The tokenizer of its text.
+
+        Raises:
+            CheckpointError: tokenizer.json is damaged.
+        """
+        try:
+            return load_tokenizer(self.directory / "tokenizer.json")
+        except DataError as error:
+            attempt = "restore the run's tokenizer.json from a copy; "
+            attempt += f"prepared text has one too: {self.config.data.cache}/*/tokenizer.json"
+            raise CheckpointError(*(replace(problem, attempt=attempt) for problem in error.problems)) from None
 
     # ------------------------------------------------------------------ opening and creating
 
@@ -96,14 +115,15 @@ class Run:
         return Run(directory)
 
     @staticmethod
-    def create(directory: Path, config: RunConfig, tokenizer: Tokenizer) -> Run:
-        """Write what describes a new run; the caller has made sure that there is none."""
+    def create(directory: Path, config: RunConfig, tokenizer: Tokenizer, remark: str = "") -> Run:
+        """Write what describes a new run; the caller has made sure that there is none. ``remark`` opens config.yaml."""
         try:
             (directory / "checkpoints").mkdir(parents=True, exist_ok=True)
             (directory / "logs").mkdir(exist_ok=True)
             (directory / "env.json").write_text(json.dumps(environment(), indent=1) + "\n", encoding="utf-8")
             tokenizer.save(directory / "tokenizer.json")
-            (directory / "config.yaml").write_text(config_to_yaml(config), encoding="utf-8")
+            opening = "".join(f"# {line}\n" for line in remark.splitlines())
+            (directory / "config.yaml").write_text(opening + config_to_yaml(config), encoding="utf-8")
         except OSError as error:
             raise not_writable(directory, error) from None
         return Run(directory)
@@ -275,7 +295,9 @@ def refuse_fewer_steps(run: Run, config: RunConfig) -> None:
 
 
 def refuse_changes(before: RunConfig, now: RunConfig, where: Path) -> None:
-    """Raise CheckpointError listing every setting that defines the training and differs."""
+    """Raise CheckpointError listing every setting that defines the training and differs; of another kind of model only
+    its kind, the first of them.
+    """
 
     def flat(value: Any, name: str = "") -> dict[str, Any]:
         if not isinstance(value, dict):
@@ -283,15 +305,18 @@ def refuse_changes(before: RunConfig, now: RunConfig, where: Path) -> None:
         return {k: v for key, inner in value.items() for k, v in flat(inner, f"{name}.{key}" if name else key).items()}
 
     old, new = flat(asdict(before)), flat(asdict(now))
+    names = sorted(old.keys() | new.keys())
+    if before.model.kind != now.model.kind:
+        names = ["model.kind", *(name for name in names if not name.startswith("model."))]
     problems = [
         Problem(
             where=f"{where}: {name}",
             what="the run was started with another setting",
-            got=str(new.get(name)),
-            allowed=str(old.get(name)),
+            got=scalar_text(new.get(name)),
+            allowed=scalar_text(old.get(name)),
             attempt="start another run, or leave this setting as it was",
         )
-        for name in sorted(old.keys() | new.keys())
+        for name in names
         if old.get(name) != new.get(name) and name.split(".")[0] not in MAY_CHANGE and name != "data.cache"
     ]
     if problems:
@@ -352,21 +377,18 @@ def not_writable(directory: Path, error: OSError) -> LaunchError:
     return LaunchError(Problem(where=str(directory), what=what, attempt="choose another place with --run DIR"))
 
 
-def config_error_foreign(directory: Path) -> ConfigError:
+def config_error_foreign(directory: Path, attempt: str = "--run with a directory that is empty or new") -> ConfigError:
     """The refusal to mix a run with files that are not a run's."""
     what = "the directory holds other files and no run"
-    return ConfigError(Problem(where=str(directory), what=what, attempt="--run with a directory that is empty or new"))
+    return ConfigError(Problem(where=str(directory), what=what, attempt=attempt))
 
 
-def config_error_existing(directory: Path) -> ConfigError:
+def config_error_existing(
+    directory: Path, attempt: str = "--resume to continue it, or another --run DIR"
+) -> ConfigError:
     """The refusal to overwrite a run."""
-    return ConfigError(
-        Problem(
-            where=str(directory),
-            what="there is a run in this directory already, and runs are never overwritten",
-            attempt="--resume to continue it, or another --run DIR",
-        )
-    )
+    what = "there is a run in this directory already, and runs are never overwritten"
+    return ConfigError(Problem(where=str(directory), what=what, attempt=attempt))
 
 
 def data_changed(where: Path) -> CheckpointError:

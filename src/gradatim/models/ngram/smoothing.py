@@ -90,9 +90,11 @@ def _discounts(adjusted: list[Integers], fallback: bool) -> list[Floats]:
     """Per order what is taken from counts 0, 1, 2 and 3 or more.
 
     Raises:
-        DataError: listing every order without discounts.
+        DataError: saying which order is the first without discounts, and why.
     """
-    found, problems = [], []
+    found: list[Floats] = []
+    lacking: list[int] = []
+    why = ""
     for k, count in enumerate(adjusted, start=1):
         n = np.bincount(np.minimum(count, 5), minlength=6)[:5].astype(float)  # n[c]: how many sequences occur c times
         wrong = ""
@@ -107,12 +109,14 @@ def _discounts(adjusted: list[Integers], fallback: bool) -> list[Floats]:
         if wrong and fallback:
             values[1:] = FALLBACK
         elif wrong:
-            problems.append(Problem(
-                where=f"{k}-grams", what="Kneser-Ney's discounts do not exist for this text", got=wrong,
-                allowed="sequences seen once, twice and three times, with discounts between 0 and 1, 2, 3",
-                attempt="more text, a smaller order, or --model.discount_fallback true",
-            ))  # fmt: skip
+            lacking.append(k)
+            why = why or wrong
         found.append(values)
-    if problems:
-        raise DataError(*problems)
+    if lacking:
+        others = {1: "", 2: " and a longer order"}.get(len(lacking), f" and {len(lacking) - 1} longer orders")
+        raise DataError(Problem(
+            where=f"{lacking[0]}-grams{others}", what="Kneser-Ney's discounts do not exist for this text", got=why,
+            allowed="sequences seen once, twice and three times, with discounts between 0 and 1, 2, 3",
+            attempt="more text, a smaller --model.order, or --model.discount_fallback true",
+        ))  # fmt: skip
     return found
