@@ -136,7 +136,7 @@ def predict(
         "compute": compute,
         "tensor": tensor,
         "pipeline": sending,
-        "bubble": pipeline - compute - tensor - sending,
+        "bubble": max(0.0, pipeline - compute - tensor - sending),  # zero but for rounding without stages
         "data": data + gathering,
         "optimizer": optimizer,
     }

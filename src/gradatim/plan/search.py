@@ -360,7 +360,7 @@ def search(
                 found.rejected[TOO_LARGE] += 1
                 continue
             found.best.append(candidate)
-            found.best.sort(key=lambda c: c.prediction.seconds)
+            found.best.sort(key=lambda c: (c.prediction.seconds, max(c.memory)))
             del found.best[top:]
         if not found.best:
             least = int(np.argmin(needed))

@@ -1,0 +1,53 @@
+"""Cluster files: the packaged ones, and what is wrong with others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gradatim.errors import ConfigError
+from gradatim.plan.architecture import load_model
+from gradatim.plan.cluster import cluster_names, load_cluster
+
+CONTRACT = {
+    "selene-2021", "selene-2022", "vtrain-a100", "jean-zay-a100", "eos-h100", "nanotron-h100", "mpt-a100-80gb",
+    "b200-8",
+}  # fmt: skip
+
+
+def test_the_packaged_ones() -> None:
+    assert set(cluster_names()) >= CONTRACT
+    for name in cluster_names():
+        cluster = load_cluster(name)
+        assert cluster.description and cluster.device.matmul <= cluster.device.peak
+
+
+def test_every_problem_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("device: {peak: 1e12, matmul: 2e12, units: 0}\nnode: {devcies: 8}\nstack: {attention: flsh}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_cluster(path)
+    found = {(p.where.removeprefix(str(path)), p.what) for p in caught.value.problems}
+    assert (":2", "there is no such field") in found
+    assert (":1", "device.units is out of range") in found
+    assert (":1", "no product is faster than the datasheet's rate") in found
+    assert any(where == ":3" for where, _ in found)
+
+
+def test_unknown_clusters_name_the_nearest() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_cluster("selen-2022")
+    assert caught.value.problems[0].attempt == "selene-2022"
+
+
+def test_inline_shapes() -> None:
+    model, config = load_model("llama:n_layers=32,d_model=4096,n_heads=32,n_kv_heads=8,d_ff=14336,vocab_size=128256")
+    assert config is None and model.parameter_count == pytest.approx(8.03e9, rel=1e-3)
+    assert not load_model("bert:n_layers=12,d_model=768,n_heads=12,vocab_size=30522")[0].causal
+    with pytest.raises(ConfigError) as caught:
+        load_model("gpt:n_layers=2,d_model=100,n_heads=7,vocab_size=x,depth=3")
+    assert {p.got for p in caught.value.problems} == {"x", "depth"}
+    with pytest.raises(ConfigError) as caught:
+        load_model("gpt:n_layers=2,d_model=100,n_heads=7,vocab_size=10")
+    assert caught.value.problems[0].attempt in {"n_heads=5", "n_heads=10"}

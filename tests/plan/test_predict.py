@@ -1,0 +1,62 @@
+"""Predictions of published runs: a few figures stand for the benchmark, which has them all."""
+
+from __future__ import annotations
+
+import pytest
+
+from gradatim.config.settings import LayoutConfig
+from gradatim.plan.architecture import Architecture, load_model
+from gradatim.plan.cluster import load_cluster
+from gradatim.plan.predict import exposed, predict
+from gradatim.shapes import parameter_count
+
+TABLE_5 = [
+    ("n_layers=48,d_model=6144,n_heads=64", {"microbatch": 4}, 4, 1.42, 1.10),
+    ("n_layers=96,d_model=12288,n_heads=96", {"pp": 8, "chunks": 3}, 64, 18.13, 13.75),
+    ("n_layers=128,d_model=25600,n_heads=160", {"pp": 64}, 512, 94.42, 71.49),
+]
+"""Korthikanti et al. 2022 (arXiv:2205.05198), table 5: full recomputation, and selective with sequence parallelism."""
+
+
+@pytest.mark.parametrize(("shape", "layout", "batch", "full", "selective"), TABLE_5)
+def test_table_5(shape: str, layout: dict[str, int], batch: int, full: float, selective: float) -> None:
+    model, _ = load_model(f"gpt:{shape},vocab_size=51200")
+    cluster = load_cluster("selene-2022")
+    common = {"tp": 8, "microbatch": 1, "schedule": "interleaved" if "chunks" in layout else "1f1b", **layout}
+    times = [
+        predict(cluster, model, LayoutConfig(recompute=r, sequence_parallel=s, **common), batch).seconds  # type: ignore[arg-type]
+        for r, s in (("full", False), ("selective", True))
+    ]
+    assert times == pytest.approx([full, selective], rel=0.06)
+    assert times[0] / times[1] == pytest.approx(full / selective, rel=0.06)
+
+
+def test_what_more_of_a_thing_costs() -> None:
+    model, _ = load_model("gpt:n_layers=24,d_model=4096,n_heads=32,vocab_size=51200")
+    cluster = load_cluster("selene-2022")
+
+    def seconds(**layout: object) -> dict[str, float]:
+        return predict(cluster, model, LayoutConfig(**{"microbatch": 1, **layout}), 64).breakdown  # type: ignore[arg-type]
+
+    plain = seconds(tp=4, dp=4)
+    assert seconds(tp=4, dp=4, recompute="full")["compute"] > 1.2 * plain["compute"]
+    assert seconds(tp=8, dp=4)["tensor"] > plain["tensor"] > 0 == seconds(dp=4)["tensor"]
+    assert seconds(pp=4, dp=4)["bubble"] > 0 == plain["bubble"]
+    assert seconds(tp=4, dp=16)["optimizer"] == plain["optimizer"] > seconds(tp=4, dp=16, zero=1)["optimizer"]
+    looped = seconds(pp=4, dp=4, chunks=3, schedule="interleaved")
+    assert looped["bubble"] < seconds(pp=4, dp=4)["bubble"] and looped["pipeline"] > seconds(pp=4, dp=4)["pipeline"]
+
+
+def test_communication_beside_computation() -> None:
+    assert exposed(1.0, 0.0) == 1.0
+    assert 0 < exposed(1.0, 5.0) < 0.5
+    assert exposed(5.0, 1.0) > 4.0
+
+
+@pytest.mark.parametrize("recipe", ["gpt2-124m", "gpt3-175b", "llama3-8b"])
+def test_parameters_are_the_models(recipe: str) -> None:
+    model, config = load_model(recipe)
+    assert config is not None
+    assert model.parameter_count == parameter_count(config.model, model.vocab_size, model.context)
+    split = Architecture(config.model, model.vocab_size, model.context)
+    assert 8 * split.block_parameters(8) >= split.block_parameters()
