@@ -43,10 +43,12 @@ def measure(name: str, chunks: int, microbatches: int, turns: int) -> dict[str, 
     from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleInterleaved1F1B
 
     from gradatim.config.settings import GptConfig, LayoutConfig
+    from gradatim.objectives.next_token import NextToken
     from gradatim.parallel.build import build_chunk
     from gradatim.parallel.mesh import create_mesh
     from gradatim.parallel.pipeline import Microbatch, Pipeline
     from gradatim.schedules import build_schedule, lower
+    from gradatim.text.batches import Batch
 
     mesh = create_mesh(LayoutConfig(pp=PROCESSES))
     config = GptConfig(d_model=WIDTH, n_layers=LAYERS, n_heads=HEADS, tied=False)
@@ -62,8 +64,8 @@ def measure(name: str, chunks: int, microbatches: int, turns: int) -> dict[str, 
     }  # fmt: skip
     ids = torch.randint(0, VOCABULARY, (ROWS * microbatches, TOKENS + 1), generator=torch.Generator().manual_seed(0))
     inputs, targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
-    parts = [Microbatch(*pair) for pair in zip(inputs.split(ROWS), targets.split(ROWS))]
-    ours = Pipeline(schedule, mine, mesh.pp, width=WIDTH)
+    parts = [Microbatch(Batch(*pair)) for pair in zip(inputs.split(ROWS), targets.split(ROWS))]
+    ours = Pipeline(schedule, mine, mesh.pp, NextToken(), width=WIDTH)
 
     class Stage(torch.nn.Module):
         def __init__(self, number: int) -> None:
@@ -93,7 +95,7 @@ def measure(name: str, chunks: int, microbatches: int, turns: int) -> dict[str, 
     took: dict[Any, list[float]] = {}
 
     def step_ours(note: bool = True) -> None:
-        ran = ours.run(parts, targets.numel())
+        ran = ours.run(parts, {"nll": targets.numel()})
         for action, (start, end) in zip(ran.actions, ran.spans) if note else ():
             took.setdefault((action.chunk, action.kind), []).append(end - start)
 

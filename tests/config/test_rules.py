@@ -15,7 +15,7 @@ from gradatim.config import check_config, load
 from gradatim.config.describe import hints as hints_of
 from gradatim.config.describe import model_settings, option_names, variants
 from gradatim.config.rules import RANGES, interval_text, problems
-from gradatim.config.settings import LayoutConfig, RunConfig
+from gradatim.config.settings import DataConfig, LayoutConfig, RunConfig, TokenizerConfig
 
 SPLIT = hints_of(LayoutConfig)["split"]
 
@@ -279,8 +279,18 @@ def test_each_range_holds(path: str) -> None:
 
 
 def test_defaults_of_every_kind_break_no_rule() -> None:
-    for cls in variants(hints_of(RunConfig)["model"]).values():
-        assert problems(RunConfig(model=cls())) == []
+    wordpiece = DataConfig(tokenizer=TokenizerConfig(kind="wordpiece"))
+    for kind, cls in variants(hints_of(RunConfig)["model"]).items():
+        config = RunConfig(model=cls(), **({"data": wordpiece} if kind == "bert" else {}))
+        assert problems(config) == []
+
+
+def test_bert_needs_its_tokenizer_and_room_for_a_pair() -> None:
+    found = check_config("bert", {"data.tokenizer.kind": "bpe", "context": "7"})
+    assert [p.attempt for p in found] == ["--data.tokenizer.kind wordpiece", "--context 8"]
+    assert check_config("bert", {"data.tokenizer.kind": "bpe", "data.tokenizer.path": "theirs/tokenizer.json"}) == []
+    found = check_config("bert", {"model.n_heads": "5", "model.masked": "1", "layout.tp": "3"})
+    assert {p.got.partition(" ")[0] for p in found} == {"model.n_heads", "model.masked", "layout.tp"}
 
 
 def test_enormous_numbers_are_answered_at_once() -> None:

@@ -24,7 +24,11 @@ LLAMA = {
     "d_model": 16, "n_layers": 4, "n_heads": 4, "n_kv_heads": 2, "d_ff": 24, "positions": "rotary", "norm": "rms",
     "activation": "swiglu", "bias": False, "tied": False, "vocab_multiple": 4,
 }  # fmt: skip
-MODELS = {"gpt2": GPT2, "llama": LLAMA}
+BERT = {
+    "kind": "bert", "d_model": 16, "n_layers": 4, "n_heads": 4, "vocab_multiple": 4, "dropout": 0.0, "masked": 0.3,
+    "whole_words": True,
+}  # fmt: skip
+MODELS = {"gpt2": GPT2, "llama": LLAMA, "bert": BERT}
 TOLERANCE = 1e-10
 SINGLE_TOLERANCE = 2e-6
 """Of losses in fp32."""

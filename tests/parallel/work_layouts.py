@@ -10,11 +10,12 @@ from unittest import mock
 import numpy as np
 from torch import Tensor
 
-from gradatim.config.settings import GptConfig, LayoutConfig, OptimizerConfig, RunConfig
+from gradatim.config.settings import BertConfig, GptConfig, LayoutConfig, ModelConfig, OptimizerConfig, RunConfig
 from gradatim.parallel import engine as layout_engine
 from gradatim.parallel.engine import LayoutEngine
 from gradatim.parallel.mesh import Mesh, create_mesh
 from gradatim.parallel.shards import all_gather_
+from gradatim.text.tokenizer import Marks
 from gradatim.train.engine import SerialEngine
 
 VOCABULARY, CONTEXT, BATCH = 27, 8, 8
@@ -26,9 +27,9 @@ def make_config(model: dict[str, Any], layout: dict[str, Any], **fields: Any) ->
     """A tiny run in float64 whose text has many short documents, so that targets are padded."""
     optimizer = OptimizerConfig(lr=1e-2, clip=0.7, warmup=2, weight_decay=0.1)
     base: dict[str, Any] = {"steps": 3, "global_batch": BATCH, "context": CONTEXT, "precision": "fp64", "seed": 5}
-    config = RunConfig(
-        model=GptConfig(**model), layout=LayoutConfig(**layout), optimizer=optimizer, **{**base, **fields}
-    )
+    kinds: dict[str, type[GptConfig | BertConfig]] = {"gpt": GptConfig, "bert": BertConfig}
+    kind: ModelConfig = kinds[model.get("kind", "gpt")](**model)
+    config = RunConfig(model=kind, layout=LayoutConfig(**layout), optimizer=optimizer, **{**base, **fields})
     return dataclasses.replace(config, data=dataclasses.replace(config.data, packing="within"))
 
 
@@ -41,8 +42,12 @@ def make_text() -> Any:
     tokens = generator.integers(1, VOCABULARY, starts[-1])
     tokens[np.array(starts[1:]) - 1] = 0
     file = SimpleNamespace(tokens=tokens, document_starts=np.array(starts))
-    valid = SimpleNamespace(tokens=tokens[:61], document_starts=np.array([0, 61]))
-    return SimpleNamespace(tokenizer=SimpleNamespace(vocab_size=VOCABULARY, boundary=0), train=file, valid=valid)
+    valid = SimpleNamespace(tokens=tokens[:61], document_starts=np.array([0, 20, 24, 61]))
+    tokenizer = SimpleNamespace(
+        vocab_size=VOCABULARY, boundary=0, marks=Marks(pad=1, begin=2, end=0, blank=3, unknown=4),
+        token_text=lambda token: "." if token == 5 else f"##{token}" if token % 4 == 0 else str(token),
+    )  # fmt: skip
+    return SimpleNamespace(tokenizer=tokenizer, train=file, valid=valid)
 
 
 MESHES: dict[tuple[int, int, int], Mesh] = {}

@@ -9,10 +9,8 @@ import pytest
 import torch
 
 from gradatim.config import load_config
-from gradatim.config.settings import GptConfig, NgramConfig, RecurrentConfig, WindowConfig
-from gradatim.models.gpt import GPT
-from gradatim.models.recurrent import RecurrentLM
-from gradatim.models.window import WindowLM
+from gradatim.config.settings import BertConfig, GptConfig, NgramConfig, RecurrentConfig, WindowConfig
+from gradatim.models import new_model
 from gradatim.shapes import COLUMN, REPLICATED, ROW, VOCAB, flops_per_token, matmuls, parameter_count, parameters
 
 LLAMA = {"positions": "rotary", "norm": "rms", "activation": "swiglu", "bias": False, "tied": False}
@@ -28,18 +26,15 @@ CONFIGS = [
     GptConfig(d_model=16, n_layers=2, n_heads=4, bias=False, tied=False, vocab_multiple=1),
     GptConfig(d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, **LLAMA),
     GptConfig(d_model=16, n_layers=1, n_heads=4, n_kv_heads=1, d_ff=20, positions="rotary"),
+    BertConfig(d_model=16, n_layers=2, n_heads=4),
+    BertConfig(d_model=16, n_layers=1, n_heads=2, d_ff=20, vocab_multiple=1),
 ]
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_a_model_has_the_parameters_of_its_shape(config):
     with torch.device("meta"):
-        if isinstance(config, GptConfig):
-            model = GPT(config, 21, 12)
-        elif isinstance(config, RecurrentConfig):
-            model = RecurrentLM(config, 21)
-        else:
-            model = WindowLM(config, 21)
+        model = new_model(config, 21, 12)
     expected = [(parameter.name, parameter.shape) for parameter in parameters(config, 21, 12)]
     assert [(name, tuple(parameter.shape)) for name, parameter in model.named_parameters()] == expected
     assert model.parameter_count() == parameter_count(config, 21, 12)
@@ -55,6 +50,9 @@ def test_a_model_has_the_parameters_of_its_shape(config):
         ("gpt2-xl", 50257, 1, 1_557_611_200),
         ("llama3-8b", 128256, 1, 8_030_261_248),
         ("llama2-7b", 32000, 1, 6_738_415_616),
+        ("bert-tiny", 30522, 1, 4_385_920 + 47_548),  # the encoder, and the head that pretraining has besides
+        ("bert-base", 30522, 1, 109_482_240 + 624_188),
+        ("bert-large", 30522, 1, 335_141_888 + 1_084_220),
     ],
 )
 def test_published_models_have_their_published_sizes(recipe, vocab_size, multiple, count):
@@ -73,12 +71,19 @@ def test_flops_are_the_formula_of_narayanan_et_al():
 def test_matmuls_cover_every_matrix_once(config):
     """Per token, weights take part in one product each; the embedding only where it is the output matrix too."""
     weights = sum(p.size for p in parameters(config, 64, 12) if len(p.shape) == 2 and not p.name.startswith("embed"))
-    if config.tied:
+    if getattr(config, "tied", True):
         weights += 64 * (
             config.d_embedding or config.d_model if isinstance(config, RecurrentConfig) else config.d_model
         )
-    products = sum(m.flops for m in matmuls(config, 64, 12) if m.name not in ("attention.scores", "attention.values"))
-    assert products == 2 * weights
+    products = [m for m in matmuls(config, 64, 12) if m.name not in ("attention.scores", "attention.values")]
+    assert sum(m.out * m.into * m.times for m in products) == weights
+
+
+def test_a_head_that_reads_some_positions_counts_those():
+    config = BertConfig(d_model=16, n_layers=1, n_heads=2)
+    flops = {m.name: m.flops for m in matmuls(config, 100, 32)}
+    assert flops["head.output"] == round(2 * 100 * 16 * 0.15)
+    assert flops["head.pooler"] == 2 * 16 * 16 // 32
 
 
 def test_splits_follow_megatron():

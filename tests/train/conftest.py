@@ -26,6 +26,15 @@ SMALL: dict[str, dict[str, str]] = {
         "model.embedding_dropout": "0.1",
     },
     "window": {"model.window": "3", "model.d_model": "8", "model.d_ff": "16", "model.dropout": "0.2"},
+    "bert": {
+        "model.d_model": "16",
+        "model.n_layers": "1",
+        "model.n_heads": "2",
+        "model.dropout": "0.2",
+        "data.tokenizer.kind": "wordpiece",
+        "data.tokenizer.vocab_size": "60",
+        "context": "12",
+    },
     "bigram": {"model.discount_fallback": "true"},
 }
 
@@ -55,7 +64,6 @@ def make_config(text: dict[str, Path]) -> MakeConfig:
             "data.document": "line",
             "data.cache": str(text["cache"]),
             "data.tokenizer.kind": "char",
-            **SMALL[kind],
         }
         if kind != "bigram":
             fields |= {
@@ -68,6 +76,7 @@ def make_config(text: dict[str, Path]) -> MakeConfig:
                 "evaluation.every": "3",
                 "checkpoint.every": "2",
             }
+        fields |= SMALL[kind]
         fields |= {key.replace("__", "."): str(value) for key, value in overrides.items()}
         return load_config(kind, fields)
 

@@ -54,7 +54,7 @@ def assert_same(a: Path, b: Path) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("kind", ["gpt", "lstm", "window"])
+@pytest.mark.parametrize("kind", ["gpt", "lstm", "window", "bert"])
 def test_equals_the_run_that_never_stopped(
     kind: str, make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,11 +14,22 @@ if TYPE_CHECKING:
 
 
 def open_run(directory: Path, checkpoint: str = "best") -> tuple[Run, LanguageModel]:
-    """The run and its model at a checkpoint: ``best``, ``last``, or a step.
+    """The run and its language model at a checkpoint: ``best``, ``last``, or a step.
 
     Raises:
-        ConfigError: the checkpoint is neither.
+        ConfigError: the checkpoint is neither, or the model is no language model.
         CheckpointError: no such run or checkpoint, or it is damaged.
+    """
+    run = find_run(directory, checkpoint)
+    return run, run.model(checkpoint, say)
+
+
+def find_run(directory: Path, checkpoint: str = "best") -> Run:
+    """The run, once the choice of a checkpoint makes sense.
+
+    Raises:
+        ConfigError: the checkpoint is neither ``best`` nor ``last`` nor a step.
+        CheckpointError: no such run.
     """
     if checkpoint not in ("best", "last") and not checkpoint.isdigit():
         raise ConfigError(
@@ -27,5 +38,4 @@ def open_run(directory: Path, checkpoint: str = "best") -> tuple[Run, LanguageMo
 
     from gradatim.train import Run
 
-    run = Run.open(directory)
-    return run, run.model(checkpoint, say)
+    return Run.open(directory)

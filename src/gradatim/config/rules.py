@@ -14,12 +14,14 @@ from typing import Any
 from gradatim.config.describe import scalar_text
 from gradatim.config.nearby import divisors, either, multiples
 from gradatim.config.rules_layout import layout
-from gradatim.config.settings import GptConfig, RecurrentConfig, RunConfig
+from gradatim.config.settings import BertConfig, GptConfig, RecurrentConfig, RunConfig
 from gradatim.errors import Problem
 
 BUILT_IN = ("python-manual", "installed-docs")
 """Corpora that every installation has; each brings its own validation and test parts."""
 
+SHORTEST_ROW = 8
+"""Tokens of the shortest context that BERT is pretrained with."""
 POSITIVE, COUNT, SHARE = "(0, inf)", "[1, 2147483647]", "[0, 1)"
 RANGES: dict[str, str] = {
     "seed": "[0, 4294967295]",
@@ -42,6 +44,8 @@ RANGES: dict[str, str] = {
     "model.rope_theta": POSITIVE,
     "model.norm_eps": POSITIVE,
     "model.vocab_multiple": COUNT,
+    "model.masked": "(0, 1)",
+    "model.short": "[0, 1]",
     "data.tokenizer.vocab_size": "[2, 2147483647]",
     "data.tokenizer.min_count": COUNT,
     "optimizer.lr": POSITIVE,
@@ -167,7 +171,9 @@ def _model(config: RunConfig, rules: Rules) -> None:
             allowed="across",
             attempt="--data.packing across",
         )
-    if not isinstance(model, GptConfig):
+    if isinstance(model, BertConfig):
+        _bert(config, rules)
+    if not isinstance(model, (GptConfig, BertConfig)):
         return
     heads = min(model.n_heads, model.d_model)
     rules.require(
@@ -178,6 +184,8 @@ def _model(config: RunConfig, rules: Rules) -> None:
         f"or d_model {either(multiples(heads, model.d_model))}",
         attempt=f"--model.n_heads {divisors(model.d_model, heads)[0]}",
     )
+    if isinstance(model, BertConfig):
+        return
     groups = divisors(model.n_heads, model.n_kv_heads or 1)
     rules.require(
         model.n_heads % (model.n_kv_heads or model.n_heads) == 0,
@@ -192,6 +200,23 @@ def _model(config: RunConfig, rules: Rules) -> None:
         "rotary positions turn pairs, so a head's width (d_model / n_heads) must be even",
         allowed=f"d_model {either(multiples(2 * heads, model.d_model))}",
         attempt="--model.positions learned",
+    )
+
+
+def _bert(config: RunConfig, rules: Rules) -> None:
+    rules.require(
+        config.data.tokenizer.kind == "wordpiece" or config.data.tokenizer.path is not None,
+        "data.tokenizer.kind model.kind",
+        "BERT needs a tokenizer with [CLS], [SEP], [MASK] and [PAD]",
+        allowed="wordpiece, or data.tokenizer.path with a tokenizer.json of that kind",
+        attempt="--data.tokenizer.kind wordpiece",
+    )
+    rules.require(
+        config.context >= SHORTEST_ROW,
+        "context model.kind",
+        "a row holds [CLS], A, [SEP], B and [SEP], and blanks among them",
+        allowed=f"at least {SHORTEST_ROW}",
+        attempt=f"--context {SHORTEST_ROW}",
     )
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from gradatim.config.derived import feed_forward_width, world_size
 from gradatim.config.nearby import closest, divisors, either, multiples
-from gradatim.config.settings import GptConfig, NgramConfig, RecurrentConfig, RunConfig
+from gradatim.config.settings import BertConfig, GptConfig, NgramConfig, RecurrentConfig, RunConfig
 
 if TYPE_CHECKING:
     from gradatim.config.rules import Rules
@@ -27,7 +27,7 @@ WHY_ALONE = {
 def layout(config: RunConfig, rules: Rules) -> None:
     """Every reason why a layout cannot be had."""
     _batch(config, rules)
-    if not isinstance(config.model, GptConfig):
+    if not isinstance(config.model, (GptConfig, BertConfig)):
         _alone(config, rules)
         return
     _tensor(config, config.model, rules)
@@ -58,7 +58,7 @@ def _alone(config: RunConfig, rules: Rules) -> None:
             str(value) in only.split(" or "),
             f"layout.{name} model.kind",
             why if name in SIZES else f"layout.{name} is of Transformers",
-            allowed=only if name == "zero" else f"{only}, or kind gpt",
+            allowed=only if name == "zero" else f"{only}, or kind gpt or bert",
             attempt=f"--layout.{name} {only[:1] if name == 'zero' else only}",
         )
 
@@ -90,13 +90,13 @@ def _batch(config: RunConfig, rules: Rules) -> None:
         )
 
 
-def _tensor(config: RunConfig, model: GptConfig, rules: Rules) -> None:
+def _tensor(config: RunConfig, model: GptConfig | BertConfig, rules: Rules) -> None:
     """What is cut into tp equal parts: heads, width of the feed-forward layer, vocabulary, perhaps the context."""
     tp = config.layout.tp
     width = feed_forward_width(model)
     wide = "the feed-forward width" + (f", {width}," if model.d_ff is None else "")
     parts = {"model.n_heads": (model.n_heads, "the heads")}
-    if model.n_kv_heads is not None:
+    if isinstance(model, GptConfig) and model.n_kv_heads is not None:
         parts["model.n_kv_heads"] = (model.n_kv_heads, "the heads of keys and values")
     parts["model.d_ff"] = (width, wide)
     parts["model.vocab_multiple"] = (model.vocab_multiple, "the padded vocabulary, a multiple of vocab_multiple,")
@@ -121,7 +121,7 @@ def _tensor(config: RunConfig, model: GptConfig, rules: Rules) -> None:
         )
 
 
-def _pipeline(config: RunConfig, model: GptConfig, rules: Rules) -> None:
+def _pipeline(config: RunConfig, model: GptConfig | BertConfig, rules: Rules) -> None:
     """Layers against stages and chunks."""
     pp, chunks, split, layers = config.layout.pp, config.layout.chunks, config.layout.split, model.n_layers
     rules.require(

@@ -106,7 +106,39 @@ class GptConfig:
     """The output matrix is padded up to a multiple of this; padding is masked and never predicted."""
 
 
-ModelConfig = NgramConfig | WindowConfig | RecurrentConfig | GptConfig
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BertConfig:
+    """Encoder that reads both sides of a word, pretrained by filling in blanks (Devlin et al., 2018)."""
+
+    kind: Literal["bert"] = "bert"
+    """Transformer encoder with a masked-word and a sentence-pair head."""
+    d_model: int = 256
+    """Width of the residual stream."""
+    n_layers: int = 4
+    """Transformer blocks."""
+    n_heads: int = 4
+    """Attention heads; each is d_model / n_heads wide."""
+    d_ff: int | None = None
+    """Width inside the feed-forward layer; null means 4 d_model."""
+    dropout: float = 0.1
+    """Share of activations dropped after embedding, attention and feed-forward, and of attention's weights."""
+    norm_eps: float = 1e-12
+    """Added to the variance inside the norm."""
+    activation: Literal["gelu-erf", "gelu"] = "gelu-erf"
+    """Non-linearity of the feed-forward layer: GELU itself (BERT's), or its tanh form (GPT-2's)."""
+    vocab_multiple: int = 64
+    """The output matrix is padded up to a multiple of this; padding is masked and never predicted."""
+    masked: float = 0.15
+    """Share of a row's tokens to be predicted: 80 % of them become [MASK], 10 % a random word, 10 % stay."""
+    whole_words: bool = False
+    """Choose words, not pieces, to be predicted."""
+    pairs: Literal["next-sentence", "sentence-order", "none"] = "next-sentence"
+    """Second task: does B follow A in the text or come from another document, are they in order (ALBERT), or none."""
+    short: float = 0.1
+    """Share of pairs that are shorter than the context, by a random length."""
+
+
+ModelConfig = NgramConfig | WindowConfig | RecurrentConfig | GptConfig | BertConfig
 
 # --------------------------------------------------------------------------- data
 

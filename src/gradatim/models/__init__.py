@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradatim.config.settings import GptConfig, ModelConfig, RecurrentConfig, WindowConfig
+from gradatim.config.settings import BertConfig, GptConfig, ModelConfig, RecurrentConfig, WindowConfig
 
 if TYPE_CHECKING:
-    from gradatim.models.neural import NeuralLanguageModel
+    from gradatim.models.neural import NeuralModel
 
 
-def build_model(config: ModelConfig, vocab_size: int, context: int, seed: int = 0) -> NeuralLanguageModel:
+def build_model(config: ModelConfig, vocab_size: int, context: int, seed: int = 0) -> NeuralModel:
     """A neural model with its initial weights, a pure function of the arguments. N-grams are fitted instead."""
     from gradatim.models.layers.init import initialise
 
@@ -19,7 +19,7 @@ def build_model(config: ModelConfig, vocab_size: int, context: int, seed: int = 
     return model
 
 
-def new_model(config: ModelConfig, vocab_size: int, context: int) -> NeuralLanguageModel:
+def new_model(config: ModelConfig, vocab_size: int, context: int) -> NeuralModel:
     """A neural model whose weights mean nothing yet; under ``torch.device("meta")`` they take no memory either."""
     if isinstance(config, GptConfig):
         from gradatim.models.gpt import GPT
@@ -33,4 +33,8 @@ def new_model(config: ModelConfig, vocab_size: int, context: int) -> NeuralLangu
         from gradatim.models.window import WindowLM
 
         return WindowLM(config, vocab_size)
+    if isinstance(config, BertConfig):
+        from gradatim.models.bert import BERT
+
+        return BERT(config, vocab_size, context)
     raise TypeError(f"{type(config).__name__} is fitted by counting (models.ngram), not built")

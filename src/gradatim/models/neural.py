@@ -29,40 +29,19 @@ Recompute = Literal["none", "selective", "full"]
 """Nothing, the attention core (Korthikanti et al. 2022, arXiv:2205.05198), or all but each block's input."""
 
 
-class NeuralLanguageModel(nn.Module, ABC):
-    """Base of the window, recurrent and Transformer language models."""
+class NeuralModel(nn.Module, ABC):
+    """Base of all networks: three parts that can be cut apart. What is fed to them is an objective's business."""
 
     vocab_size: int
     context: int | None
     carries_state: bool = False
     """Whether training hands the state of one step to the next (truncated back-propagation through time)."""
-    embed: Embedding
+    embed: nn.Module
     blocks: nn.ModuleList
-    head: Head
+    head: nn.Module
     """The rest of the model; its output weight may be the input embedding's."""
     recompute: Recompute = "none"
     """What ``run`` does not store for the backward pass but computes again there."""
-
-    @abstractmethod
-    def start(self, batch: int, source: Any = None) -> Any:
-        """The state before anything has been read."""
-
-    @abstractmethod
-    def hidden(self, ids: Int[Tensor, "b t"], state: Any = None) -> tuple[Float[Tensor, "b t d"], Any]:
-        """Vectors after the last block at each position, and the state after the last position.
-
-        With ``state=None`` the text starts here and, where a state is only good for decoding (a key-value cache), none
-        is built: this is training's call.
-        """
-
-    def enter(self, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
-        """What the first block reads of texts that start here."""
-        x: Tensor = self.embed(ids)
-        return x
-
-    @abstractmethod
-    def run(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
-        """The blocks this model holds, as training calls them: ``hidden(ids)`` is ``run(enter(ids))``."""
 
     def keep(self, layers: Sequence[int], *, embed: bool, head: bool) -> None:
         """Drop all but these blocks and ends; ``embed`` and ``head`` become None, names stay those of the whole model.
@@ -87,6 +66,38 @@ class NeuralLanguageModel(nn.Module, ABC):
     def initial(self, name: str) -> Init:
         """How the parameter of that name is drawn before training."""
 
+    def parameter_count(self) -> int:
+        """Trainable numbers; a tied matrix counts once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+
+class NeuralLanguageModel(NeuralModel):
+    """Base of the window, recurrent and Transformer language models."""
+
+    embed: Embedding
+    head: Head
+
+    @abstractmethod
+    def start(self, batch: int, source: Any = None) -> Any:
+        """The state before anything has been read."""
+
+    @abstractmethod
+    def hidden(self, ids: Int[Tensor, "b t"], state: Any = None) -> tuple[Float[Tensor, "b t d"], Any]:
+        """Vectors after the last block at each position, and the state after the last position.
+
+        With ``state=None`` the text starts here and, where a state is only good for decoding (a key-value cache), none
+        is built: this is training's call.
+        """
+
+    def enter(self, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
+        """What the first block reads of texts that start here."""
+        x: Tensor = self.embed(ids)
+        return x
+
+    @abstractmethod
+    def run(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+        """The blocks this model holds, as training calls them: ``hidden(ids)`` is ``run(enter(ids))``."""
+
     def nll(self, hidden: Float[Tensor, "b t d"], targets: Int[Tensor, "b t"]) -> Float[Tensor, ""]:
         """Sum of -log p(target) in nats over the targets that are not -100."""
         return self.head.output.nll(self.head(hidden), targets)
@@ -104,7 +115,3 @@ class NeuralLanguageModel(nn.Module, ABC):
         """Log-probability of each target, 0 where it is -100; no gradient, no full table of logits."""
         hidden, state = self.hidden(ids, state)
         return self.head.output.log_prob(self.head(hidden), targets), state
-
-    def parameter_count(self) -> int:
-        """Trainable numbers; a tied matrix counts once."""
-        return sum(parameter.numel() for parameter in self.parameters())

@@ -18,15 +18,15 @@ from torch import nn
 from gradatim.config.settings import ModelConfig
 from gradatim.models import new_model
 from gradatim.models.layers.attention import SelfAttention
-from gradatim.models.layers.embedding import Positions
+from gradatim.models.layers.embedding import Positions, Segments, WholeSequence
 from gradatim.models.layers.feed_forward import FeedForward
 from gradatim.models.layers.init import draw, seed_of
 from gradatim.models.layers.output import Output
-from gradatim.models.neural import NeuralLanguageModel, Recompute
+from gradatim.models.neural import NeuralModel, Recompute
 from gradatim.parallel.linear import ColumnLinear, RowLinear, WeightGradients, columns
 from gradatim.parallel.mesh import Axis, Mesh
 from gradatim.parallel.spec import ParameterSpec, specify
-from gradatim.parallel.vocabulary import PositionsShard, VocabEmbedding, VocabOutput
+from gradatim.parallel.vocabulary import Gathered, PositionsShard, SegmentsShard, VocabEmbedding, VocabOutput
 from gradatim.shapes import COLUMN, ROW, Split, parameters
 
 
@@ -34,8 +34,8 @@ from gradatim.shapes import COLUMN, ROW, Split, parameters
 class Chunk:
     """Some consecutive layers of a model, perhaps with an end."""
 
-    model: NeuralLanguageModel
-    """Cut, sharded, initialised; ``enter``, ``run`` and ``nll`` as far as its parts go."""
+    model: NeuralModel
+    """Cut, sharded, initialised; what an objective asks of it works as far as its parts go."""
     specs: dict[str, ParameterSpec]
     """By the name in ``model.named_parameters()``, in that order."""
     queue: WeightGradients | None = None
@@ -102,7 +102,7 @@ def build_chunk(
 
 
 def exchange_layers(
-    model: NeuralLanguageModel,
+    model: NeuralModel,
     splits: Mapping[str, Split],
     tp: Axis,
     *,
@@ -116,6 +116,7 @@ def exchange_layers(
     """
     if tp.size > 1 and not {COLUMN, ROW} & set(splits.values()):
         raise ValueError(f"{type(model).__name__} is not split over tensor-parallel ranks")
+    whole = any(isinstance(module, WholeSequence) for module in model.modules())  # ahead of the head
     for name, module in list(model.named_modules()):
         split = splits.get(f"{name}.weight")
         new: nn.Module
@@ -127,9 +128,13 @@ def exchange_layers(
         elif isinstance(module, nn.Embedding):
             new = VocabEmbedding(module, tp, sequence_parallel=sequence_parallel)
         elif isinstance(module, Output):
-            new = VocabOutput(module, tp, sequence_parallel=sequence_parallel)
+            new = VocabOutput(module, tp, sequence_parallel=sequence_parallel and not whole)
         elif isinstance(module, Positions) and sequence_parallel:
             new = PositionsShard(module, tp)
+        elif isinstance(module, Segments) and sequence_parallel:
+            new = SegmentsShard(module, tp)
+        elif isinstance(module, WholeSequence) and sequence_parallel:
+            new = Gathered(tp)
         else:
             continue
         model.set_submodule(name, new)
@@ -154,7 +159,7 @@ def _shard_random(name: str, index: int) -> Iterator[None]:
 
 
 def materialise(
-    model: NeuralLanguageModel, specs: dict[str, ParameterSpec], seed: int, dtype: torch.dtype, device: torch.device
+    model: NeuralModel, specs: dict[str, ParameterSpec], seed: int, dtype: torch.dtype, device: torch.device
 ) -> None:
     """Exchange every parameter for its local part, with initial weights; a tied matrix remains one parameter."""
     places = [
@@ -174,7 +179,7 @@ def materialise(
         setattr(model, buffer_name, buffer.to(device))
 
 
-def _initial(model: NeuralLanguageModel, spec: ParameterSpec, seed: int, device: torch.device) -> torch.Tensor:
+def _initial(model: NeuralModel, spec: ParameterSpec, seed: int, device: torch.device) -> torch.Tensor:
     if device.type == "meta":
         return torch.empty(spec.local, device=device)
     init, first, stop = model.initial(spec.global_name), spec.offset[0], spec.offset[0] + spec.local[0]

@@ -48,10 +48,10 @@ class Replicas:
             for chunk in chunks.values():
                 _attend(chunk.model, lambda x, name, what: self._compare("activations", x, mesh.tp, name, what))
 
-    def tokens(self, ids: Tensor, targets: Tensor) -> None:
-        """Compare what a step learns from; its beginning."""
+    def tokens(self, batch: Mapping[str, Tensor]) -> None:
+        """Compare what a step learns from, ids and targets and what there is besides; its beginning."""
         self.steps += 1
-        for name, tensor in (("ids", ids), ("targets", targets)):
+        for name, tensor in batch.items():
             self._compare("tokens", tensor, self.mesh.tp, name, "tokens are")
 
     def parameters(self) -> None:
@@ -63,8 +63,8 @@ class Replicas:
                     self._compare("parameters", parameter, axis, spec.global_name, "the parameter is")
 
     def loss(self, loss: Tensor) -> None:
-        """Compare the sum of losses, which is 0 where the last chunk is not held."""
-        self._compare("losses", loss.reshape(1), self.mesh.tp, "loss", "the sum of losses is")
+        """Compare the sums of losses, which are 0 where the last chunk is not held."""
+        self._compare("losses", loss.reshape(-1), self.mesh.tp, "loss", "the sum of losses is")
 
     def gradients(self) -> None:
         """Compare the gradients of a step, after they have been summed and before the update."""

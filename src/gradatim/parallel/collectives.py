@@ -1,12 +1,13 @@
-"""What tensor-parallel ranks exchange inside a layer, and the four functions of it that autograd knows.
+"""What tensor-parallel ranks exchange inside a layer, and the five functions of it that autograd knows.
 
     function   forward          backward         where
     spread     identity         sum              f of Shoeybi et al. 2019 (arXiv:1909.08053): before columns
     combine    sum              identity         their g: after rows
     gather     all-gather       reduce-scatter   g of Korthikanti et al. 2022 (arXiv:2205.05198): before columns
     scatter    reduce-scatter   all-gather       their ḡ: after rows
+    collect    all-gather       own part         before what every rank computes alike on the whole sequence
 
-The latter two cut along the sequence and stand in for the former under sequence parallelism. None of them changes a
+Gather and scatter cut along the sequence and stand in for the former under sequence parallelism. None of them changes a
 tensor that somebody else may hold: autograd hands one gradient to several places, and a sum in place would be seen by
 all. What begins with ``begin_`` returns at once; sums have the same bits on every rank.
 
@@ -134,6 +135,11 @@ def scatter(x: Float[Tensor, "b t d"], axis: Axis) -> Float[Tensor, "b s d"]:
     return x if axis.size == 1 else _call(_Scatter, x, axis)
 
 
+def collect(x: Float[Tensor, "b s d"], axis: Axis) -> Float[Tensor, "b t d"]:
+    """The whole sequence from its parts, for what all ranks compute alike: of the gradient, each keeps its part."""
+    return x if axis.size == 1 else _call(_Collect, x, axis)
+
+
 def _call(function: type[torch.autograd.Function], x: Tensor, axis: Axis) -> Tensor:
     y: Tensor = function.apply(x, axis)  # type: ignore[no-untyped-call]
     return y
@@ -180,6 +186,17 @@ class _Scatter(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return begin_gather(grad, ctx.axis).wait(), None
+
+
+class _Collect(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:
+        ctx.axis = axis
+        return begin_gather(x, axis).wait()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.chunk(ctx.axis.size, 1)[ctx.axis.index], None
 
 
 def _own(x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -23,7 +23,8 @@ from gradatim.config.derived import microbatch_count
 from gradatim.config.settings import RunConfig
 from gradatim.errors import CheckpointError
 from gradatim.evaluate.likelihood import windows
-from gradatim.objectives.next_token import target_count
+from gradatim.models.neural import NeuralLanguageModel
+from gradatim.objectives import objective_of
 from gradatim.parallel import state
 from gradatim.parallel.agree import tell
 from gradatim.parallel.build import build_chunk
@@ -37,11 +38,12 @@ from gradatim.parallel.watch import report_action, report_step
 from gradatim.schedules import Action, Schedule, build_schedule, lower
 from gradatim.shapes import parameter_count
 from gradatim.shapes.split import layers_of_chunks
-from gradatim.text.batches import IGNORE, Batch, Windows
+from gradatim.text.batches import IGNORE, Batch
+from gradatim.text.feed import rows_of, validation_rows
 from gradatim.text.order import derive
 from gradatim.text.prepare import Prepared
 from gradatim.train.checkpoint import Checkpoint
-from gradatim.train.engine import Outcome
+from gradatim.train.engine import Outcome, mean_of_terms
 from gradatim.train.learning_rate import learning_rate
 from gradatim.train.manifest import Manifest
 from gradatim.train.precision import arithmetic, device, weight_dtype
@@ -87,8 +89,9 @@ class LayoutEngine:
         held = list(self.chunks.values())
         self.gradients = Gradients(held, mesh, zero=layout.zero)
         self.optimizer = ShardedAdamW(self.gradients, config.optimizer)
+        self.objective = objective_of(config)
         self.pipeline = self._pipeline(self.schedule)
-        self.batches = Windows(prepared.train, config.context, config.global_batch, config.seed, config.data.packing)
+        self.batches = rows_of(config, prepared)
         rows = config.global_batch // layout.dp
         self.rows = slice(mesh.dp.index * rows, (mesh.dp.index + 1) * rows)
         self.last: Timeline | None = None
@@ -104,8 +107,8 @@ class LayoutEngine:
         layout = self.config.layout
         width = getattr(self.config.model, "d_model", 0)
         return Pipeline(
-            schedule, self.chunks, self.mesh.pp, width=width, shards=layout.tp if layout.sequence_parallel else 1,
-            dtype=weight_dtype(self.config.precision),
+            schedule, self.chunks, self.mesh.pp, self.objective, width=width,
+            shards=layout.tp if layout.sequence_parallel else 1, dtype=weight_dtype(self.config.precision),
             arithmetic=partial(arithmetic, self.config.precision, self.where),
             last_backward=self.gradients.last_backward, report=report_action,
         )  # fmt: skip
@@ -118,23 +121,25 @@ class LayoutEngine:
         config, mesh = self.config, self.mesh
         batch = self.batches.batch(step, self.rows)
         once = mesh.tp.index == 0  # of ranks that hold the same numbers, one speaks
-        count = int(self._sum(target_count(batch) if once and mesh.pp.index == 0 else 0))  # also a common start
+        mine = {**self.objective.counts(batch), "tokens": self.objective.tokens(batch)}
+        *counted, tokens = map(int, self._sums(mine, once and mesh.pp.index == 0).values())  # also a common start
+        counts = dict(zip(self.objective.names, counted))
         rate = learning_rate(config.optimizer, config.steps, step)
         if self.replicas is not None:
             report_action("check")
             self.replicas.parameters()
-            self.replicas.tokens(batch.ids.to(self.where), batch.targets.to(self.where))
+            self.replicas.tokens(self._here(batch).tensors())
         self.gradients.begin()
-        ran = self.pipeline.run(self._microbatches(batch, step), count)
+        ran = self.pipeline.run(self._microbatches(batch, step), counts)
         report_action("reduce")
         self.gradients.finish()
         if self.replicas is not None:
             report_action("check")
-            self.replicas.loss(ran.loss)
+            self.replicas.loss(torch.stack(list(ran.sums.values())))
             self.replicas.gradients()
-        outcome = Outcome(
-            self._sum(float(ran.loss) if once else 0.0) / count, self.optimizer.norm(), count, rate, self._measure(ran)
-        )
+        sums = self._sums({name: float(total) for name, total in ran.sums.items()}, once)
+        loss, parts = mean_of_terms(sums, counts)
+        outcome = Outcome(loss, self.optimizer.norm(), tokens, rate, parts | self._measure(ran))
         report_action("update")
         if outcome.finite:
             self.optimizer.step(rate, outcome.norm, config.optimizer.clip)
@@ -143,26 +148,29 @@ class LayoutEngine:
     def _microbatches(self, batch: Batch, step: int) -> list[Microbatch]:
         """Cut a replica's rows into equal parts. Seeds are those that one process gives its microbatches."""
         number, mesh = self.schedule.microbatches, self.mesh
-        ids, targets = batch.ids.to(self.where), batch.targets.to(self.where)
         found = []
-        for i, (own_ids, own_targets) in enumerate(zip(ids.tensor_split(number), targets.tensor_split(number))):
+        for i, part in enumerate(self._here(batch).split(number)):
             place = mesh.dp.index * number + i
             # Shards of the sequence drop units of their own; what is replicated over tp drops the same.
             shard = (mesh.tp.index,) if self.config.layout.sequence_parallel and mesh.tp.index else ()
             seeds = {
                 c: derive(self.config.seed, step, place, *((c,) if c or shard else ()), *shard) for c in self.chunks
             }
-            found.append(Microbatch(own_ids, own_targets, seeds))
+            found.append(Microbatch(part, seeds))
         return found
 
-    def _sum(self, value: float) -> float:
-        """The sum over all ranks; every rank adds the same numbers in the same order."""
+    def _here(self, batch: Batch) -> Batch:
+        return batch.map(lambda tensor: tensor.to(self.where))
+
+    def _sums(self, values: Mapping[str, float], speaks: bool) -> dict[str, float]:
+        """Sums over the ranks that speak; every rank adds the same numbers in the same order."""
+        own = [float(value) if speaks else 0.0 for value in values.values()]
         if self.world == 1:
-            return value
-        mine = torch.tensor([value], dtype=torch.float64, device=self.where)
+            return dict(zip(values, own))
+        mine = torch.tensor(own, dtype=torch.float64, device=self.where)
         found = [torch.empty_like(mine) for _ in range(self.world)]
         dist.all_gather(found, mine, group=self.mesh.everyone)
-        return float(torch.cat(found).sum())
+        return {name: float(column.contiguous().sum()) for name, column in zip(values, torch.stack(found, 1))}
 
     def _measure(self, ran: Ran) -> dict[str, float]:
         """The bubble as it was beside the one simulated from the same durations; for the pipeline of the first rank."""
@@ -188,29 +196,35 @@ class LayoutEngine:
         assert self.prepared.valid is not None
         tokens = self.prepared.valid.tokens[: self.config.evaluation.tokens]
         boundary, context = self.prepared.tokenizer.boundary, self.config.context
-        total, models = 0.0, [chunk.model for chunk in self.chunks.values()]
+        models = [chunk.model for chunk in self.chunks.values()]
+        sums, counts = dict.fromkeys(self.objective.names, 0.0), dict.fromkeys(self.objective.names, 0)
         for model in models:
             model.eval()
-        for ids, targets in windows(context, tokens, boundary, stride=context):
-            mine = [part.tensor_split(self.mesh.dp.size)[self.mesh.dp.index] for part in (ids, targets)]
-            if len(mine[0]):
-                total += self._forward(
-                    *(self._padded(part, fill).to(self.where) for part, fill in zip(mine, (0, IGNORE)))
-                )
+        batches: Iterable[Batch]
+        if isinstance(models[0], NeuralLanguageModel):
+            parts = windows(context, tokens, boundary, stride=context)
+            batches = (Batch(self._padded(ids, 0), self._padded(targets, IGNORE)) for ids, targets in parts)
+        else:
+            batches = validation_rows(self.config, self.prepared)
+        for batch in batches:
+            counts = {name: counts[name] + count for name, count in self.objective.counts(batch).items()}
+            mine = batch.split(self.mesh.dp.size)[self.mesh.dp.index]
+            if len(mine.ids):
+                found = self._forward(self._here(mine))
+                sums = {name: sums[name] + value for name, value in found.items()}
         for model in models:
             model.train()
-        return self._sum(total if self.mesh.tp.index == 0 else 0.0) / len(tokens)
+        return mean_of_terms(self._sums(sums, self.mesh.tp.index == 0), counts)[0]
 
     def _padded(self, part: Tensor, fill: int) -> Tensor:
         """Rows lengthened so that their positions can be shared evenly; nothing before sees what stands behind."""
         return torch.nn.functional.pad(part, (0, -part.shape[1] % self.mesh.tp.size), value=fill)
 
-    def _forward(self, ids: Tensor, targets: Tensor) -> float:
-        """Sum of losses of some rows, passed through the pipeline in as many parts as it has stages."""
-        pipeline = self._forward_only[min(self.mesh.pp.size, len(ids)) - 1]
-        parts = pipeline.schedule.microbatches
-        microbatches = [Microbatch(*pair) for pair in zip(ids.tensor_split(parts), targets.tensor_split(parts))]
-        return float(pipeline.run(microbatches, backward=False).loss)
+    def _forward(self, batch: Batch) -> dict[str, float]:
+        """Sums of losses of some rows, passed through the pipeline in as many parts as it has stages."""
+        pipeline = self._forward_only[min(self.mesh.pp.size, len(batch.ids)) - 1]
+        microbatches = [Microbatch(part) for part in batch.split(pipeline.schedule.microbatches)]
+        return {name: float(total) for name, total in pipeline.run(microbatches, backward=False).sums.items()}
 
     @cached_property
     def _forward_only(self) -> list[Pipeline]:

@@ -22,20 +22,20 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from gradatim.objectives.objective import Objective
 from gradatim.parallel.build import Chunk
 from gradatim.parallel.mesh import Axis
 from gradatim.schedules import Action, Schedule
 from gradatim.schedules.actions import Result
+from gradatim.text.batches import Batch
 
 
 @dataclass(frozen=True, slots=True)
 class Microbatch:
     """What one pass through the pipeline works on."""
 
-    ids: Tensor
-    """``[b t]`` on this rank's device; only the first chunk reads them."""
-    targets: Tensor
-    """``[b t]``; only the last chunk reads them."""
+    batch: Batch
+    """On this rank's device. The first chunk reads ids, the last one targets, all of them which positions are text."""
     seeds: Mapping[int, int] = field(default_factory=dict)
     """Chunk: what seeds dropout in its forward pass; none where nothing is dropped."""
 
@@ -44,8 +44,8 @@ class Microbatch:
 class Ran:
     """What a rank did in one run of the schedule."""
 
-    loss: Tensor
-    """Sum of the last chunk's losses in nats, float64; 0 where this rank does not hold that chunk."""
+    sums: dict[str, Tensor]
+    """Each term's sum over the microbatches, float64; 0 where this rank does not hold the last chunk."""
     actions: tuple[Action, ...]
     """The actions that compute, in order."""
     spans: tuple[tuple[float, float], ...]
@@ -59,6 +59,7 @@ class Pipeline:
         schedule: lowered; its rank ``axis.index`` is run here.
         chunks: the model chunks of this rank, by their number in the schedule.
         axis: the stages.
+        objective: how a batch is fed to the model, and what is summed at its end.
         width: of the activations that pass between chunks, ``[b t width]``.
         shards: how many equal parts of ``t`` an activation is cut into (sequence parallelism), else 1.
         dtype: of the activations.
@@ -72,6 +73,7 @@ class Pipeline:
         schedule: Schedule,
         chunks: Mapping[int, Chunk],
         axis: Axis,
+        objective: Objective,
         *,
         width: int,
         shards: int = 1,
@@ -80,7 +82,7 @@ class Pipeline:
         last_backward: Callable[[Chunk], None] = lambda chunk: None,
         report: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self.schedule, self.chunks, self.axis = schedule, chunks, axis
+        self.schedule, self.chunks, self.axis, self.objective = schedule, chunks, axis, objective
         self.width, self.shards, self.dtype, self.arithmetic = width, shards, dtype, arithmetic
         self.last_backward, self.report = last_backward, report
         self.batches = list(schedule.batches(axis.index))
@@ -89,17 +91,19 @@ class Pipeline:
         self.finishing = {next(action for action in reversed(left) if action.chunk == c) for c in chunks if left}
         """Of each chunk, the action after which its gradients are complete."""
 
-    def run(self, microbatches: Sequence[Microbatch], count: int = 1, backward: bool = True) -> Ran:
-        """Do all actions once; gradients of (sum of losses / count) are accumulated in the chunks' parameters.
+    def run(
+        self, microbatches: Sequence[Microbatch], counts: Mapping[str, int] | None = None, backward: bool = True
+    ) -> Ran:
+        """Do all actions once; gradients of (sum of a term / its count) are accumulated in the chunks' parameters.
 
         Args:
             microbatches: as many as the schedule has, of any sizes, equal on all stages.
-            count: what losses are divided by before their gradients are taken.
+            counts: what each term is divided by before its gradients are taken; 1 where not given.
             backward: without, the schedule holds forward passes only and no graph is kept.
         """
         if len(microbatches) != self.schedule.microbatches:
             raise ValueError(f"{len(microbatches)} microbatches for a schedule of {self.schedule.microbatches}")
-        step = _Step(self, microbatches, count)
+        step = _Step(self, microbatches, counts or {})
         with torch.set_grad_enabled(backward):
             for batch in self.batches:
                 if batch[0].computes:
@@ -129,17 +133,18 @@ class _Transfer:
 class _Step:
     """One run of the schedule, and what it holds meanwhile."""
 
-    def __init__(self, pipeline: Pipeline, microbatches: Sequence[Microbatch], count: int) -> None:
-        self.pipeline, self.microbatches, self.count = pipeline, microbatches, count
-        self.device = microbatches[0].ids.device
+    def __init__(self, pipeline: Pipeline, microbatches: Sequence[Microbatch], counts: Mapping[str, int]) -> None:
+        self.pipeline, self.microbatches, self.counts = pipeline, microbatches, counts
+        self.device = microbatches[0].batch.ids.device
         self.here: dict[Result, Tensor] = {}
         """Results made on this rank that a neighbouring chunk of this rank, or a send, will take."""
         self.coming: dict[Result, _Transfer] = {}
         self.going: list[_Transfer] = []
-        self.kept: dict[tuple[int, int], tuple[Tensor | None, GradientEdge, torch.dtype]] = {}
-        """(chunk, microbatch): its input, and edge and type of its output, from F to B or I."""
+        self.kept: dict[tuple[int, int], tuple[Tensor | None, tuple[GradientEdge, ...], tuple[torch.dtype, ...]]] = {}
+        """(chunk, microbatch): its input, and edges and types of its outputs, from F to B or I."""
         self.deferred: dict[tuple[int, int], Any] = {}
-        self.loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        names = pipeline.objective.names
+        self.sums = {name: torch.zeros((), dtype=torch.float64, device=self.device) for name in names}
         self.actions: list[Action] = []
         self.clock = _Clock(self.device)
 
@@ -181,24 +186,33 @@ class _Step:
             torch.manual_seed(microbatch.seeds[action.chunk])
         if x is not None:
             x = x.detach().requires_grad_(torch.is_grad_enabled())
+        objective, batch = pipeline.objective, microbatch.batch
         with pipeline.arithmetic():
-            out = model.run(model.enter(microbatch.ids) if x is None else x)
+            out = objective.run(model, objective.enter(model, batch) if x is None else x, batch)
             if action.chunk == pipeline.schedule.last_chunk:
-                out = model.nll(out, microbatch.targets)
+                sums = objective.sums(model, out, batch)
         if action.chunk == pipeline.schedule.last_chunk:
-            self.loss += out.detach()
+            outs = tuple(sums[name] for name in objective.names)
+            for name in objective.names:
+                self.sums[name] += sums[name].detach()
         else:
+            outs = (out,)
             self.here["F", action.chunk, action.microbatch] = out.detach()
         if torch.is_grad_enabled():
-            self.kept[action.chunk, action.microbatch] = (x, get_gradient_edge(out), out.dtype)
+            edges, types = tuple(map(get_gradient_edge, outs)), tuple(out.dtype for out in outs)
+            self.kept[action.chunk, action.microbatch] = (x, edges, types)
 
     def _backward(self, action: Action, gradient: Tensor | None) -> None:
-        x, edge, dtype = self.kept.pop((action.chunk, action.microbatch))
-        if gradient is None:  # the last chunk: of the loss itself
-            gradient = torch.full((), 1.0 / self.count, dtype=dtype, device=self.device)
+        x, edges, types = self.kept.pop((action.chunk, action.microbatch))
+        if gradient is None:  # the last chunk: of the losses themselves
+            counts = [self.counts.get(name, 1) for name in self.pipeline.objective.names]
+            shares = [1.0 / count if count else 0.0 for count in counts]
+            gradients = tuple(torch.full((), s, dtype=d, device=self.device) for s, d in zip(shares, types))
+        else:
+            gradients = (gradient,)
         queue = self.pipeline.chunks[action.chunk].queue if action.kind == "I" else None
         with queue.hold() if queue is not None else contextlib.nullcontext():
-            torch.autograd.backward((edge,), (gradient,))
+            torch.autograd.backward(edges, gradients)
         if queue is not None:
             self.deferred[action.chunk, action.microbatch] = queue.pop()
         if x is not None:
@@ -234,7 +248,7 @@ class _Step:
         return self.here.pop(action.carried()).contiguous()
 
     def _buffer(self, action: Action) -> Tensor:
-        b, t = self.microbatches[action.microbatch].ids.shape
+        b, t = self.microbatches[action.microbatch].batch.ids.shape
         shape = (b, t // self.pipeline.shards, self.pipeline.width)
         return torch.empty(shape, dtype=self.pipeline.dtype, device=self.device)
 
@@ -243,7 +257,7 @@ class _Step:
         for transfer in self.going:
             transfer.wait()
         assert not self.kept and not self.deferred and not self.coming
-        return Ran(self.loss, tuple(self.actions), self.clock.spans())
+        return Ran(self.sums, tuple(self.actions), self.clock.spans())
 
 
 class _Clock:

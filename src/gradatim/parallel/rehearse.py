@@ -27,7 +27,9 @@ from gradatim.config.settings import RunConfig
 from gradatim.models.layers.attention import SelfAttention
 from gradatim.models.layers.embedding import Embedding
 from gradatim.models.layers.feed_forward import FeedForward
+from gradatim.models.layers.masked_head import MaskedHead
 from gradatim.models.layers.output import Head
+from gradatim.objectives import objective_of
 from gradatim.parallel.build import Chunk, build_chunk
 from gradatim.parallel.gradients import Gradients
 from gradatim.parallel.mesh import Mesh, create_mesh
@@ -37,6 +39,7 @@ from gradatim.parallel.pipeline import Microbatch, Pipeline
 from gradatim.schedules import Schedule, build_schedule, lower
 from gradatim.schedules.actions import peak_in_flight
 from gradatim.shapes.split import layers_of_chunks
+from gradatim.text.feed import empty_batch
 from gradatim.train.precision import arithmetic, weight_dtype
 
 Network = Literal["nccl", "gloo"]
@@ -48,6 +51,7 @@ KINDS: dict[type[nn.Module], str] = {
     nn.LayerNorm: "norm",
     nn.RMSNorm: "norm",
     Head: "output",
+    MaskedHead: "output",
 }
 """What modules are called; the rest of a block is the residual stream."""
 
@@ -249,22 +253,22 @@ class _Rank:
         layout = config.layout
         observer.kind = "tokens"
         rows = config.global_batch // layout.dp
-        batch = [torch.zeros(rows, config.context, dtype=torch.int64, device=CPU) for _ in range(2)]
-        parts = [tensor.tensor_split(self.count)[: schedule.microbatches] for tensor in batch]
-        microbatches = [Microbatch(ids, targets) for ids, targets in zip(*parts)]
+        batch, objective = empty_batch(config, rows), objective_of(config)
+        microbatches = [Microbatch(part) for part in batch.split(self.count)[: schedule.microbatches]]
+        counts = dict.fromkeys(objective.names, config.global_batch * config.context)
         pipeline = Pipeline(
-            schedule, self.chunks, mesh.pp, width=getattr(config.model, "d_model", 0),
+            schedule, self.chunks, mesh.pp, objective, width=getattr(config.model, "d_model", 0),
             shards=layout.tp if layout.sequence_parallel else 1, dtype=self.dtype,
             arithmetic=partial(arithmetic, config.precision, CPU),
             last_backward=self.gradients.last_backward, report=self._report,
         )  # fmt: skip
         observer.kind = "loss"
-        self._tell_everybody(rows * config.context)  # of targets, how many
+        self._tell_everybody([*counts.values(), rows * config.context])  # of targets and tokens, how many
         self.gradients.begin()
-        ran = pipeline.run(microbatches, config.global_batch * config.context)
+        ran = pipeline.run(microbatches, counts)
         observer.action, observer.kind = "", "update"
         self.gradients.finish()
-        self._tell_everybody(float(ran.loss))
+        self._tell_everybody([float(total) for total in ran.sums.values()])
         norm = self.optimizer.norm()
         if mesh.pp.size > 1:  # times of the timeline
             self._gather([0.0, 0.0] * longest, mesh.pp.size, mesh.pp.group)
@@ -275,9 +279,9 @@ class _Rank:
         forward = "F" in action  # outside of the modules, a forward pass computes logits
         self.observer.kind = "output" if forward else "backward"
 
-    def _tell_everybody(self, value: float) -> None:
+    def _tell_everybody(self, values: list[float]) -> None:
         if self.mesh.world > 1:
-            self._gather([value], self.mesh.world, self.mesh.everyone)
+            self._gather(values, self.mesh.world, self.mesh.everyone)
 
     @staticmethod
     def _gather(values: list[float], ranks: int, group: Any) -> None:

@@ -65,5 +65,5 @@ def specify(
             raise ValueError(f"{shape.name}: {local[dim]} of dim {dim} cannot be split over tp {tp.size}")
         local[dim] //= tp.size
         offset[dim] = tp.index * local[dim]
-    partial = sequence_parallel and tp.size > 1 and dim is None
+    partial = sequence_parallel and tp.size > 1 and dim is None and not shape.whole
     return ParameterSpec(name, shape.name, shape.shape, tuple(offset), tuple(local), dim, partial, copy, tied)

@@ -8,8 +8,8 @@ A parameter's name is its path in the model: ``embed.tokens.weight``, ``embed.po
 
 from __future__ import annotations
 
-from gradatim.config.settings import GptConfig, ModelConfig, RecurrentConfig, WindowConfig
-from gradatim.shapes import gpt, recurrent, window
+from gradatim.config.settings import BertConfig, GptConfig, ModelConfig, RecurrentConfig, WindowConfig
+from gradatim.shapes import bert, gpt, recurrent, window
 from gradatim.shapes.parameters import (
     COLUMN,
     REPLICATED,
@@ -44,6 +44,8 @@ def parameters(config: ModelConfig, vocab_size: int, context: int) -> list[Param
         return recurrent.parameters(config, vocab_size, context)
     if isinstance(config, WindowConfig):
         return window.parameters(config, vocab_size, context)
+    if isinstance(config, BertConfig):
+        return bert.parameters(config, vocab_size, context)
     return []
 
 
@@ -55,6 +57,8 @@ def matmuls(config: ModelConfig, vocab_size: int, context: int) -> list[Matmul]:
         return recurrent.matmuls(config, vocab_size, context)
     if isinstance(config, WindowConfig):
         return window.matmuls(config, vocab_size, context)
+    if isinstance(config, BertConfig):
+        return bert.matmuls(config, vocab_size, context)
     return []
 
 

@@ -25,6 +25,9 @@ class ParameterShape:
     name: str
     shape: tuple[int, ...]
     split: Split = REPLICATED
+    whole: bool = False
+    """Whether it works on whole sequences even where sequence parallelism cuts the others, so that every rank that
+    holds it has its gradient whole."""
 
     @property
     def size(self) -> int:
@@ -40,11 +43,13 @@ class Matmul:
     out: int
     into: int
     times: int = 1
+    share: float = 1.0
+    """Of the tokens, how many take part: a head may read some positions only."""
 
     @property
     def flops(self) -> int:
         """Multiplications and additions, forward, per token."""
-        return 2 * self.out * self.into * self.times
+        return round(2 * self.out * self.into * self.times * self.share)
 
 
 def training_flops(matmuls: Iterable[Matmul]) -> int:

@@ -7,7 +7,9 @@ every other.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,10 +29,38 @@ class Batch:
     """What one step trains on."""
 
     ids: Int[Tensor, "b t"]
-    targets: Int[Tensor, "b t"]
-    """The token after each id; -100 where nothing is to be learned."""
+    targets: Int[Tensor, "b p"]
+    """The token after each id (p = t), or at ``positions``; -100 where nothing is to be learned."""
     fresh: bool = True
     """Whether a model that carries its state starts anew here."""
+    segments: Int[Tensor, "b t"] | None = None
+    """0 for the first sentence of a pair and what belongs to it, 1 for the second."""
+    lengths: Int[Tensor, " b"] | None = None
+    """How many tokens of each row are text; what follows is padding. None where there is none."""
+    positions: Int[Tensor, "b p"] | None = None
+    """Where in the row the targets are, if not at every token."""
+    labels: Int[Tensor, " b"] | None = None
+    """What is to be said of each row; -100 where nothing is."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Those that there are, by name."""
+        names = ("ids", "targets", "segments", "lengths", "positions", "labels")
+        return {name: tensor for name in names if (tensor := getattr(self, name)) is not None}
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with every tensor put through a function."""
+        made: dict[str, Any] = {name: function(tensor) for name, tensor in self.tensors().items()}
+        return replace(self, **made)
+
+    def rows(self, rows: slice) -> Batch:
+        """Some of the rows."""
+        return self.map(lambda tensor: tensor[rows])
+
+    def split(self, parts: int) -> list[Batch]:
+        """The rows in that many parts, the first ones longer by one where they do not come out even."""
+        sizes = [len(part) for part in self.ids.tensor_split(parts)]
+        starts = [sum(sizes[:i]) for i in range(parts)]
+        return [self.rows(slice(start, start + size)) for start, size in zip(starts, sizes)]
 
 
 class Windows:

@@ -16,6 +16,7 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -35,11 +36,28 @@ GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?
 ANY_CHARACTER = r"[\s\S]"
 
 
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """The ids with which BERT lays out a row: ``[CLS] A [SEP] B [SEP] [PAD] …``, with [MASK] for blanks."""
+
+    pad: int
+    begin: int
+    """[CLS]"""
+    end: int
+    """[SEP]"""
+    blank: int
+    """[MASK]"""
+    unknown: int
+
+
 class Tokenizer(ABC):
     """Text to ids and back."""
 
     kind: Literal["char", "word", "bpe", "wordpiece"]
     """What a config calls it."""
+    marks: Marks | None = None
+    """What BERT needs besides words; None where a tokenizer has no such tokens."""
+
     lossless: bool
     """Whether decoding returns every text whose encoding has no unknown token."""
 
@@ -241,6 +259,10 @@ class WordPieceTokenizer(Tokenizer):
     def __init__(self, engine: tokenizers.Tokenizer) -> None:
         super().__init__(engine, "[SEP]", "[UNK]")
         engine.encode_special_tokens = True
+        names = ("[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]")
+        found = [token for name in names if (token := engine.token_to_id(name)) is not None]
+        if len(found) == len(names):
+            self.marks = Marks(*found)
 
     def encode(self, text: str) -> list[int]:
         """Ids by the library's own engine."""

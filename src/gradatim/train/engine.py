@@ -17,10 +17,12 @@ import torch
 
 from gradatim.config.settings import RunConfig
 from gradatim.errors import CheckpointError
-from gradatim.evaluate.likelihood import log_probs
+from gradatim.evaluate.likelihood import Stopped, log_probs
 from gradatim.models import build_model
-from gradatim.objectives.next_token import next_token, target_count
-from gradatim.text.batches import Batch, Streams, Windows
+from gradatim.models.neural import NeuralLanguageModel
+from gradatim.objectives import objective_of
+from gradatim.text.batches import Streams
+from gradatim.text.feed import Feed, feed_of, validation_rows
 from gradatim.text.order import derive
 from gradatim.text.prepare import Prepared
 from gradatim.train.checkpoint import Checkpoint, newest_valid, save_checkpoint
@@ -38,11 +40,11 @@ class Outcome:
     """What a step came to; the same on every rank, to the bit."""
 
     loss: float
-    """Mean over the step's targets, in nats."""
+    """Mean over the step's targets, in nats; of several terms, the sum of their means."""
     norm: float
     """Euclidean norm of the whole gradient, before clipping."""
     count: int
-    """Targets learned from."""
+    """Tokens learned from."""
     rate: float
     """Learning rate."""
     measured: dict[str, float] = field(default_factory=dict)
@@ -101,6 +103,12 @@ class Engine(Protocol):
         ...
 
 
+def mean_of_terms(sums: dict[str, float], counts: dict[str, int]) -> tuple[float, dict[str, float]]:
+    """The loss, each term divided by its count; and, where there are several, the mean of each by name."""
+    means = {name: sums[name] / count for name, count in counts.items() if count}
+    return sum(means.values()), {f"loss_{name}": mean for name, mean in means.items()} if len(sums) > 1 else {}
+
+
 class SerialEngine:
     """One process, any neural model."""
 
@@ -116,12 +124,8 @@ class SerialEngine:
         self.weights = list(self.model.parameters())
         self.parameters = self.model.parameter_count()
         self.optimizer = build_optimizer(self.model, config.optimizer)
-        self.batches: Windows | Streams
-        if self.model.carries_state:
-            self.batches = Streams(prepared.train, config.context, config.global_batch)
-        else:
-            packing = config.data.packing
-            self.batches = Windows(prepared.train, config.context, config.global_batch, config.seed, packing)
+        self.objective = objective_of(config)
+        self.batches: Feed = feed_of(config, prepared)
         self.carry: Any = None
         if config.compile:
             for block in self.model.blocks:
@@ -134,23 +138,24 @@ class SerialEngine:
         if batch.fresh:
             self.carry = None
         rate = set_learning_rate(self.optimizer, config.optimizer, config.steps, step)
-        count = target_count(batch)
+        counts = self.objective.counts(batch)
         size = config.layout.microbatch or len(batch.ids)
-        total = torch.zeros((), dtype=torch.float64, device=self.where)
+        totals = {name: torch.zeros((), dtype=torch.float64, device=self.where) for name in counts}
         carried = []
         for number, first in enumerate(range(0, len(batch.ids), size)):
             rows = slice(first, first + size)
-            part = Batch(batch.ids[rows].to(self.where), batch.targets[rows].to(self.where), batch.fresh)
+            part = batch.rows(rows).map(lambda tensor: tensor.to(self.where))
             torch.manual_seed(derive(config.seed, step, number))  # dropout
             with arithmetic(config.precision, self.where):
-                terms, state = next_token(self.model, part, self._carry_of(rows))
-            loss, _ = terms["nll"]
-            (loss / count).backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
+                terms, state = self.objective(self.model, part, self._carry_of(rows))
+            torch.autograd.backward([terms[name][0] / count for name, count in counts.items()])
+            for name, total in totals.items():
+                total += terms[name][0].detach()
             carried.append(state)
         if self.model.carries_state:
             self.carry = type(carried[0]).join([state.detach() for state in carried])
-        outcome = Outcome(float(total / count), float(gradient_norm(self.weights)), count, rate)
+        loss, parts = mean_of_terms({name: float(total) for name, total in totals.items()}, counts)
+        outcome = Outcome(loss, float(gradient_norm(self.weights)), self.objective.tokens(batch), rate, parts)
         if outcome.finite:
             clip_gradients(self.weights, outcome.norm, config.optimizer.clip)
             self.optimizer.step()
@@ -181,12 +186,27 @@ class SerialEngine:
         self.model.eval()
         try:
             with arithmetic(self.config.precision, self.where):
+                if not isinstance(self.model, NeuralLanguageModel):
+                    return self._valid_rows(stop)
                 found = log_probs(
                     self.model, tokens, self.prepared.tokenizer.boundary, self.config.context, VALID_ROWS, stop
                 )
         finally:
             self.model.train()
         return float(-found.mean())
+
+    @torch.no_grad()
+    def _valid_rows(self, stop: Callable[[], bool]) -> float:
+        """The objective's own loss, of models that do not read from left to right."""
+        sums, counts = dict.fromkeys(self.objective.names, 0.0), dict.fromkeys(self.objective.names, 0)
+        for batch in validation_rows(self.config, self.prepared):
+            if stop():
+                raise Stopped
+            terms, _ = self.objective(self.model, batch.map(lambda tensor: tensor.to(self.where)))
+            for name, (value, count) in terms.items():
+                sums[name] += float(value)
+                counts[name] += count
+        return mean_of_terms(sums, counts)[0]
 
     def agreed(self, stop: bool) -> bool:
         """There is nobody to agree with."""

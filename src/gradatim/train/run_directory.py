@@ -24,9 +24,10 @@ from torch import Tensor
 from gradatim import __version__
 from gradatim.config import config_to_yaml, load_config
 from gradatim.config.describe import scalar_text
-from gradatim.config.settings import NgramConfig, RunConfig
+from gradatim.config.settings import BertConfig, NgramConfig, RunConfig
 from gradatim.errors import CheckpointError, ConfigError, DataError, LaunchError, Problem
 from gradatim.models import build_model
+from gradatim.models.neural import NeuralLanguageModel, NeuralModel
 from gradatim.models.protocol import LanguageModel
 from gradatim.text.tokenizer import Tokenizer, load_tokenizer
 from gradatim.train.checkpoint import (
@@ -213,7 +214,32 @@ class Run:
         return found
 
     def model(self, which: str = "best", say: Callable[[str], None] = lambda _: None) -> LanguageModel:
-        """The trained model, ready to be asked; ``say`` as for ``checkpoint``."""
+        """The trained model, ready to be asked; ``say`` as for ``checkpoint``.
+
+        Raises:
+            ConfigError: the run's model does not read from left to right, so it continues no text.
+        """
+        config = self.config
+        if isinstance(config.model, BertConfig):
+            raise no_language_model(self.directory, config.model.kind)
+        if isinstance(config.model, NgramConfig):
+            from gradatim.models.ngram import NgramModel
+
+            tensors = self._verified(which, say).tensors(MODEL)
+            return NgramModel.from_tensors(config.model, self.tokenizer.vocab_size, tensors)
+        model = self.network(which, say)
+        assert isinstance(model, NeuralLanguageModel)
+        return model
+
+    def network(self, which: str = "best", say: Callable[[str], None] = lambda _: None) -> NeuralModel:
+        """The trained network, in evaluation mode on its device; ``say`` as for ``checkpoint``."""
+        checkpoint, config = self._verified(which, say), self.config
+        model = build_model(config.model, self.tokenizer.vocab_size, config.context).to(weight_dtype(config.precision))
+        load_weights(model, checkpoint.tensors(MODEL), checkpoint.folder)
+        return model.to(device()).eval()
+
+    def _verified(self, which: str, say: Callable[[str], None]) -> Checkpoint:
+        """A checkpoint made with the run's tokenizer."""
         checkpoint = self.checkpoint(which, say)
         made_by, ours = checkpoint.manifest.tokenizer_fingerprint, self.tokenizer.fingerprint
         if made_by != ours:  # ids would stand for other words, and every answer be wrong
@@ -226,15 +252,7 @@ class Run:
                     attempt="restore the run's tokenizer.json",
                 )
             )
-        tensors = checkpoint.tensors(MODEL)
-        config = self.config
-        if isinstance(config.model, NgramConfig):
-            from gradatim.models.ngram import NgramModel
-
-            return NgramModel.from_tensors(config.model, self.tokenizer.vocab_size, tensors)
-        model = build_model(config.model, self.tokenizer.vocab_size, config.context).to(weight_dtype(config.precision))
-        load_weights(model, tensors, checkpoint.folder)
-        return model.to(device()).eval()
+        return checkpoint
 
 
 def load_weights(model: torch.nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
@@ -369,6 +387,13 @@ def _git() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def no_language_model(where: Path, kind: str) -> ConfigError:
+    """The refusal to have a model continue or score text that reads both sides of a word."""
+    what = "this model fills in blanks; it does not read from left to right, so it neither continues nor scores text"
+    attempt = f"gradatim evaluate {where}, or a run of another kind"
+    return ConfigError(Problem(where=str(where), what=what, got=f"kind {kind}", attempt=attempt))
 
 
 def not_writable(directory: Path, error: OSError) -> LaunchError:

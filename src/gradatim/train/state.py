@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gradatim.errors import CheckpointError, Problem
-from gradatim.models.neural import NeuralLanguageModel
+from gradatim.models.neural import NeuralLanguageModel, NeuralModel
 from gradatim.train.checkpoint import Checkpoint
 from gradatim.train.optimizer import load_optimizer, optimizer_tensors
 from gradatim.train.run_directory import MODEL, load_weights
@@ -51,7 +51,7 @@ class Counters:
             self.since_best += 1
 
 
-def state_tensors(model: NeuralLanguageModel, optimizer: torch.optim.Optimizer, carry: Any) -> dict[str, Tensor]:
+def state_tensors(model: NeuralModel, optimizer: torch.optim.Optimizer, carry: Any) -> dict[str, Tensor]:
     """Everything large: ``model/NAME``, ``optimizer/NAME/exp_avg``, ``carry/LAYER/PART``."""
     tensors = {MODEL + name: parameter.detach() for name, parameter in model.named_parameters()}
     tensors |= {OPTIMIZER + name: value for name, value in optimizer_tensors(model, optimizer).items()}
@@ -62,7 +62,7 @@ def state_tensors(model: NeuralLanguageModel, optimizer: torch.optim.Optimizer, 
 
 
 def restore(
-    checkpoint: Checkpoint, model: NeuralLanguageModel, optimizer: torch.optim.Optimizer, rows: int
+    checkpoint: Checkpoint, model: NeuralModel, optimizer: torch.optim.Optimizer, rows: int
 ) -> tuple[Counters, Any]:
     """Fill model and optimizer from a checkpoint; its counters, and the carried state of ``rows`` streams or None.
 
@@ -84,8 +84,10 @@ def restore(
         raise CheckpointError(
             Problem(where=str(checkpoint.folder), what=what, got=str(error), attempt=attempt)
         ) from None
-    carry = type(model.start(0))(rows, tuple(map(tuple, layers.values()))) if layers else None
-    return counters, carry
+    if not layers:
+        return counters, None
+    assert isinstance(model, NeuralLanguageModel)
+    return counters, type(model.start(0))(rows, tuple(map(tuple, layers.values())))
 
 
 def finite_json(value: Any) -> Any:

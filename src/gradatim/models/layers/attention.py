@@ -21,19 +21,21 @@ from gradatim.models.layers.rotary import rotate
 
 
 class SelfAttention(nn.Module):
-    """Causal self-attention.
+    """Self-attention, causal unless told otherwise: then every position sees all, or those that the mask leaves.
 
     Rows of ``qkv`` are grouped by key-value head: its query heads, its key, its value. A contiguous share of the rows
     is therefore a smaller attention of its own, and the number of heads is read off the weight at hand.
     """
 
-    def __init__(self, width: int, heads: int, kv_heads: int, *, bias: bool, dropout: float = 0.0) -> None:
+    def __init__(
+        self, width: int, heads: int, kv_heads: int, *, bias: bool, dropout: float = 0.0, causal: bool = True
+    ) -> None:
         super().__init__()
         self.head_dim = width // heads
         self.group = heads // kv_heads
         self.qkv = Linear(width, kv_heads * (self.group + 2) * self.head_dim, bias=bias)
         self.out = Linear(heads * self.head_dim, width, bias=bias)
-        self.dropout = dropout
+        self.dropout, self.causal = dropout, causal
         self.recompute = False
         """Whether the backward pass computes the core again, whose scores are the largest activations of all."""
         self.core_random: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
@@ -45,9 +47,12 @@ class SelfAttention(nn.Module):
         rotation: Float[Tensor, "two from_t half"] | None = None,
         cache: KeyValueCache | None = None,
         layer: int = 0,
-        mask: Bool[Tensor, "t all"] | None = None,
+        mask: Bool[Tensor, "*b t all"] | None = None,
     ) -> Float[Tensor, "b t d"]:
-        """Attend to each position and those before it; with a cache, to its tokens too (``mask`` where t > 1)."""
+        """Attend to each position and those before it; with a cache, to its tokens too (``mask`` where t > 1).
+
+        A mask is true where a query may see a key; it is whole where x is a share of the positions.
+        """
         rows = self.qkv(x)
         b, t, _ = rows.shape  # of what is projected: x may be a share of the positions
         heads = rows.view(b, t, -1, self.group + 2, self.head_dim)  # b t kv group+2 k
@@ -72,11 +77,11 @@ class SelfAttention(nn.Module):
         q: Float[Tensor, "b h t k"],
         k: Float[Tensor, "b kv all k"],
         v: Float[Tensor, "b kv all k"],
-        mask: Bool[Tensor, "t all"] | None,
+        mask: Bool[Tensor, "*b t all"] | None,
     ) -> Float[Tensor, "b h t k"]:
         dropout = self.dropout if self.training else 0.0
         with self.core_random() if dropout else contextlib.nullcontext():
             return F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, is_causal=mask is None and q.shape[2] > 1, dropout_p=dropout,
-                enable_gqa=self.group > 1,
+                q, k, v, attn_mask=mask, is_causal=self.causal and mask is None and q.shape[2] > 1,
+                dropout_p=dropout, enable_gqa=self.group > 1,
             )  # fmt: skip

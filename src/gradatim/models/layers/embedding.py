@@ -22,6 +22,26 @@ class Positions(nn.Module):
         return self.weight[first : first + t]
 
 
+class Segments(nn.Module):
+    """A learned vector per segment: sentence A or B of a pair."""
+
+    def __init__(self, segments: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(segments, width))
+
+    def forward(self, segments: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
+        """The vector of each position's segment."""
+        return F.embedding(segments, self.weight)
+
+
+class WholeSequence(nn.Module):
+    """Marks where a model reads positions across the sequence again; nothing is to be done where it is whole."""
+
+    def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+        """The same."""
+        return x
+
+
 class Embedding(nn.Module):
     """``tokens[id] + positions[index]``; ``rows`` counts padding of the vocabulary too."""
 

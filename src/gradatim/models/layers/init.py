@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from gradatim.models.neural import NeuralLanguageModel
+    from gradatim.models.neural import NeuralModel
 
 ROWS = 64
 """Rows drawn from one generator."""
@@ -30,7 +30,7 @@ class Init:
     """Rows ``start`` to ``stop`` (exclusive) that hold this constant instead, such as the forget gate's bias."""
 
 
-def initialise(model: NeuralLanguageModel, seed: int) -> None:
+def initialise(model: NeuralModel, seed: int) -> None:
     """Draw every parameter of a model in place, as its ``initial(name)`` says."""
     for name, parameter in model.named_parameters():
         parameter.data.copy_(draw(model.initial(name), name, tuple(parameter.shape), seed))

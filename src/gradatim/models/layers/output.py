@@ -29,15 +29,18 @@ SLICE_BYTES = 1 << 21
 class Output(nn.Module):
     """Hidden vectors to log-probabilities of ``vocab_size`` words; further rows of the weight are padding."""
 
-    def __init__(self, weight: Tensor, vocab_size: int, bias: bool = False) -> None:
+    def __init__(self, weight: Tensor, vocab_size: int, bias: bool | int = False) -> None:
+        """``bias`` may be a number of rows: as many as the weight has, where it is to be cut like it."""
         super().__init__()
         self.weight = weight
-        self.bias = nn.Parameter(weight.new_zeros(vocab_size)) if bias else None
+        rows = vocab_size if bias is True else int(bias)
+        self.bias = nn.Parameter(weight.new_zeros(rows)) if rows else None
         self.vocab_size = vocab_size
 
     def logits(self, hidden: Float[Tensor, "*n d"]) -> Float[Tensor, "*n v"]:
         """Unnormalised log-probabilities."""
-        return linear(hidden, self.weight[: self.vocab_size], self.bias)
+        bias = None if self.bias is None else self.bias[: self.vocab_size]
+        return linear(hidden, self.weight[: self.vocab_size], bias)
 
     def log_probs(self, hidden: Float[Tensor, "*n d"]) -> Float[Tensor, "*n v"]:
         """Log-probabilities, at least in fp32."""
@@ -107,7 +110,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         ctx: Any,
         hidden: Float[Tensor, "n d"],
         weight: Float[Tensor, "rows d"],
-        bias: Float[Tensor, " v"] | None,
+        bias: Float[Tensor, " rows"] | None,
         targets: Int[Tensor, " n"],
         vocab_size: int,
         low: torch.dtype | None,
@@ -137,7 +140,7 @@ class LinearCrossEntropy(torch.autograd.Function):
 def _loss_and_gradients(
     hidden: Float[Tensor, "n d"],
     weight: Float[Tensor, "rows d"],
-    bias: Float[Tensor, " v"] | None,
+    bias: Float[Tensor, " rows"] | None,
     targets: Int[Tensor, " n"],
     vocab_size: int,
     low: torch.dtype | None,
@@ -165,7 +168,7 @@ def _loss_and_gradients(
             at = slice(rows.start + part.start, rows.start + part.stop)
             scores = logits[part].to(exact)
             if bias is not None:
-                scores = scores + bias
+                scores = scores + bias[:vocab_size]
             log_probs = F.log_softmax(scores, -1)
             picked = log_probs.gather(1, wanted[at])
             loss -= (picked.masked_fill(ignored[at], 0.0) if any_ignored else picked).sum()
@@ -174,7 +177,7 @@ def _loss_and_gradients(
             if any_ignored:
                 error.masked_fill_(ignored[at], 0.0)
             if grad_bias is not None:
-                grad_bias += error.sum(0)
+                grad_bias[:vocab_size] += error.sum(0)
             logits[part] = error
         if grad_hidden is not None:
             product(grad_hidden[rows], logits, w, first=True)
