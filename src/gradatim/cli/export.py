@@ -1,27 +1,47 @@
-"""``gradatim export RUN DIR --format arpa``: a run's model for other programs."""
+"""``gradatim export RUN DIR --format hf|arpa``: a run's model for other programs."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from gradatim.cli.output import Verb, emit, json_option
+from gradatim.cli.output import Verb, emit, json_option, say
 
 
 @click.command(cls=Verb)
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("directory", type=click.Path(path_type=Path))
-@click.option("--format", "form", type=click.Choice(["arpa"]), default="arpa", show_default=True, help="What to write.")
+@click.option("--format", "form", type=click.Choice(["hf", "arpa"]), help="What to write [arpa of n-grams, else hf].")
+@click.option(
+    "--shard-size",
+    type=click.FloatRange(min=0, min_open=True),
+    default=5.0,
+    show_default=True,
+    metavar="GB",
+    help="hf: largest file of weights.",
+)
 @click.option("--checkpoint", default="best", show_default=True, help="best, last, or a step.")
 @json_option
-def command(run: Path, directory: Path, form: str, checkpoint: str, as_json: bool) -> None:
-    """Write the model of RUN into DIRECTORY (for arpa: model.arpa and tokenizer.json)."""
-    from gradatim.cli.runs import open_run
+def command(run: Path, directory: Path, form: str | None, shard_size: float, checkpoint: str, as_json: bool) -> None:
+    """Write the model of RUN into DIRECTORY.
+
+    hf: a Hugging Face directory of a GPT-2, Llama or BERT. arpa: model.arpa and tokenizer.json of an n-gram model.
+    """
+    from gradatim.cli.runs import find_run, open_run
     from gradatim.errors import ConfigError, Problem
     from gradatim.interop.arpa import write_arpa
     from gradatim.models.ngram import NgramModel
 
+    found = find_run(run, checkpoint)
+    if (form or ("arpa" if found.config.model.kind == "ngram" else "hf")) == "hf":
+        from gradatim.interop.huggingface.write import export_directory
+
+        exported = export_directory(found, found.checkpoint(checkpoint, say), directory, round(shard_size * 10**9))
+        text = f"{directory}: {exported.architecture}, {exported.parameters:,} parameters, {', '.join(exported.files)}"
+        emit(asdict(exported), as_json, lambda: text)
+        return
     opened, model = open_run(run, checkpoint)
     if not isinstance(model, NgramModel):
         what, attempt = "only n-grams fit into an ARPA file", "gradatim train ngram"

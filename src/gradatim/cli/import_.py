@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from gradatim.cli.output import Verb, emit, json_option
+from gradatim.cli.output import Verb, emit, json_option, say
 
 
 @click.command(cls=Verb)
@@ -19,20 +20,30 @@ from gradatim.cli.output import Verb, emit, json_option
 )
 @json_option
 def command(source: Path, run: Path, tokenizer: Path | None, as_json: bool) -> None:
-    """Make RUN from SOURCE, an ARPA file or a directory that holds model.arpa (as KenLM or gradatim export writes it).
+    """Make RUN from SOURCE: a Hugging Face directory, an ARPA file, or a directory that holds model.arpa.
 
-    Without --tokenizer the file's words are taken as words of text separated by white space.
+    ARPA: without --tokenizer the file's words are taken as words of text separated by white space.
     """
-    from gradatim.errors import DataError, Problem
+    from gradatim.errors import ConfigError, DataError, Problem
     from gradatim.interop.arpa import import_arpa
 
+    if source.is_dir() and not (source / "model.arpa").is_file():
+        if tokenizer is not None:
+            what = "a Hugging Face directory brings its own tokenizer.json"
+            raise ConfigError(Problem(where="--tokenizer", what=what, attempt="leave --tokenizer out"))
+        from gradatim.interop.huggingface.load import import_directory
+
+        found = import_directory(source, run, say)
+        text = f"{run}: {found.architecture}, {found.parameters:,} parameters, tokenizer: {found.tokenizer}"
+        emit(asdict(found), as_json, lambda: text)
+        return
     if source.is_dir():
         tokenizer = tokenizer or (source / "tokenizer.json" if (source / "tokenizer.json").is_file() else None)
         source = source / "model.arpa"
     if not source.is_file():
         raise DataError(
             Problem(
-                where=str(source), what="there is no such file", allowed="an ARPA file or a directory with model.arpa"
+                where=str(source), what="there is no such file", allowed="an ARPA file, or a Hugging Face directory"
             )
         )
     model = import_arpa(source, run, tokenizer)
