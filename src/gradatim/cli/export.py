@@ -42,11 +42,12 @@ def command(run: Path, directory: Path, form: str | None, shard_size: float, che
         text = f"{directory}: {exported.architecture}, {exported.parameters:,} parameters, {', '.join(exported.files)}"
         emit(asdict(exported), as_json, lambda: text)
         return
-    opened, model = open_run(run, checkpoint)
-    if not isinstance(model, NgramModel):
-        what, attempt = "only n-grams fit into an ARPA file", "gradatim train ngram"
-        got = f"a model of kind {opened.config.model.kind}"
+    if found.config.model.kind != "ngram":
+        what, attempt = "only n-grams fit into an ARPA file", "gradatim train ngram, or --format hf"
+        got = f"a model of kind {found.config.model.kind}"
         raise ConfigError(Problem(where=str(run), what=what, got=got, allowed="kind ngram", attempt=attempt))
+    opened, model = open_run(run, checkpoint)
+    assert isinstance(model, NgramModel)
     path = directory / "model.arpa"
     write_arpa(model, opened.tokenizer, path)
     opened.tokenizer.save(directory / "tokenizer.json")

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tokenizers
 import torch
@@ -75,7 +76,8 @@ def import_directory(source: Path, directory: Path, say: Callable[[str], None] =
         kind="wordpiece" if isinstance(found.config, BertConfig) else "bpe",
         path=None if stand_in else str(source / "tokenizer.json"),
     )
-    data = DataConfig(train=(str(source),), tokenizer=kind)
+    document: Literal["blank-line", "file"] = "blank-line" if isinstance(found.config, BertConfig) else "file"
+    data = DataConfig(train=(str(source),), tokenizer=kind, document=document)
     config = RunConfig(model=found.config, context=found.context, data=data)
     run = Run.create(directory, config, tokenizer)
     manifest = Manifest(step=0, tokens=0, samples=0, config_hash=training_hash(config), data_fingerprint="",
