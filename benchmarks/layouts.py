@@ -142,7 +142,7 @@ def main() -> int:
         f"{len(rows)} cases, {len(bad)} beyond {test_layouts.TOLERANCE:g}{': ' + ', '.join(bad) if bad else ''}. "
         "Largest relative differences from the run in one process, in float64, over three steps. A tensor's difference "
         "is taken against its norm, or, where that is larger, the norm of all over the square root of their number. "
-        "Each grid and schedule is run with all three models (GPT-2's shape, Llama's, BERT's), each recompute and, where they "
+        "Each grid and schedule is run with each model (GPT-2, Llama, BERT), each recompute and, where they "
         "apply, sequence parallelism on and off, ZeRO 0 and 1, whose shards of the gradients are gathered for this."
     )
     if options.dry or len(chosen) < len(cases()):  # a part must not stand for the whole
