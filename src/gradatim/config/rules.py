@@ -14,7 +14,7 @@ from typing import Any
 from gradatim.config.describe import scalar_text
 from gradatim.config.nearby import divisors, either, multiples
 from gradatim.config.rules_layout import layout
-from gradatim.config.settings import BertConfig, GptConfig, RecurrentConfig, RunConfig
+from gradatim.config.settings import BertConfig, GptConfig, NgramConfig, RecurrentConfig, RunConfig
 from gradatim.errors import Problem
 
 BUILT_IN = ("python-manual", "installed-docs")
@@ -92,7 +92,7 @@ def problems(
     rules = Rules(config, places or {}, broken | ranges.failed)
     if to_train:
         _text(config, rules)
-    for group in (_model, _optimizer, layout, _data, _evaluation):
+    for group in (_model, _start, _optimizer, layout, _data, _evaluation):
         group(config, rules)
     return ranges.found + rules.found
 
@@ -217,6 +217,23 @@ def _bert(config: RunConfig, rules: Rules) -> None:
         "a row holds [CLS], A, [SEP], B and [SEP], and blanks among them",
         allowed=f"at least {SHORTEST_ROW}",
         attempt=f"--context {SHORTEST_ROW}",
+    )
+
+
+def _start(config: RunConfig, rules: Rules) -> None:
+    rules.require(
+        config.init_from is None or not isinstance(config.model, NgramConfig),
+        "init_from model.kind",
+        "n-grams are counted, so there is nothing to start from",
+        allowed="null, or a network",
+        attempt="--init_from null",
+    )
+    rules.require(
+        config.init_from != "",
+        "init_from",
+        "the path is empty",
+        allowed="a run, a Hugging Face directory, or null",
+        attempt="--init_from null",
     )
 
 

@@ -286,6 +286,8 @@ class RunConfig:
     """Tokens per sequence; for recurrent models, the length of truncated back-propagation."""
     model: ModelConfig = field(default_factory=GptConfig)
     """What is trained; `kind` says which, and each kind has fields of its own."""
+    init_from: str | None = None
+    """Start from the weights of this run or Hugging Face directory instead of drawing them."""
     data: DataConfig = field(default_factory=DataConfig)
     """Which text, and how it is cut."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -47,6 +47,7 @@ from gradatim.train.engine import Outcome, mean_of_terms
 from gradatim.train.learning_rate import learning_rate
 from gradatim.train.manifest import Manifest
 from gradatim.train.precision import arithmetic, device, weight_dtype
+from gradatim.train.start import Start
 from gradatim.train.state import Counters
 
 RECENT = 1000
@@ -252,6 +253,16 @@ class LayoutEngine:
         counters = Counters(**checkpoint.manifest.counters)
         state.load(checkpoint, list(self.chunks.values()), self.optimizer, counters.updates)
         return counters
+
+    @torch.no_grad()
+    def start_from(self, start: Start) -> None:
+        """See ``Engine``."""
+        report_action("load")
+        for chunk in self.chunks.values():
+            for name, parameter in chunk.model.named_parameters():
+                spec = chunk.specs[name]
+                if (read := start.read(spec.global_name, spec.offset, spec.local)) is not None:
+                    parameter.copy_(read)
 
     def newest(self, checkpoints: Path) -> tuple[Checkpoint | None, list[CheckpointError]]:
         """See ``Engine``."""

@@ -29,6 +29,7 @@ from gradatim.train.checkpoint import Checkpoint, newest_valid, save_checkpoint
 from gradatim.train.manifest import Manifest
 from gradatim.train.optimizer import build_optimizer, clip_gradients, gradient_norm, set_learning_rate
 from gradatim.train.precision import arithmetic, device, weight_dtype
+from gradatim.train.start import Start
 from gradatim.train.state import Counters, restore, state_tensors
 
 VALID_ROWS = 16
@@ -92,6 +93,10 @@ class Engine(Protocol):
 
     def load(self, checkpoint: Checkpoint) -> Counters:
         """Take everything from a checkpoint. Raises CheckpointError where it is of another model."""
+        ...
+
+    def start_from(self, start: Start) -> None:
+        """Take the weights of another model before the first step."""
         ...
 
     def newest(self, checkpoints: Path) -> tuple[Checkpoint | None, list[CheckpointError]]:
@@ -220,6 +225,14 @@ class SerialEngine:
         """See ``Engine``."""
         counters, self.carry = restore(checkpoint, self.model, self.optimizer, self.config.global_batch)
         return counters
+
+    @torch.no_grad()
+    def start_from(self, start: Start) -> None:
+        """See ``Engine``."""
+        for name, parameter in self.model.named_parameters():
+            shape = tuple(parameter.shape)
+            if (read := start.read(name, (0,) * len(shape), shape)) is not None:
+                parameter.copy_(read)
 
     def newest(self, checkpoints: Path) -> tuple[Checkpoint | None, list[CheckpointError]]:
         """See ``Engine``."""

@@ -39,6 +39,7 @@ from gradatim.train.run_directory import (
     training_hash,
 )
 from gradatim.train.signals import StopRequest
+from gradatim.train.start import Start, open_weights
 from gradatim.train.state import Counters, finite_json
 
 if TYPE_CHECKING:
@@ -343,9 +344,21 @@ class Trainer:
         if checkpoint is None:
             if rejected:
                 raise cannot_resume(self.run.checkpoints, rejected)
+            self._start()
             return
         self._load(checkpoint)
         self.say(f"continuing after step {self.counters.step}{self._layouts(checkpoint.manifest)}")
+
+    def _start(self) -> None:
+        """The weights that the config names, if it does."""
+        source = self.config.init_from
+        if source is None:
+            return
+        weights = open_weights(Path(source))
+        self.engine.start_from(Start(weights, self.config, self.prepared.tokenizer))
+        self.say(f"starting from the weights of {source}")
+        for name in weights.absent:
+            self.say(f"{source} has no {name}: it is drawn anew")
 
     def _layouts(self, manifest: Manifest) -> str:
         """Under which layout a checkpoint was saved and goes on: the command's, which may have named none."""

@@ -1,0 +1,146 @@
+"""Weights to start from instead of drawing them: those of a run, or of a Hugging Face directory (``init_from``).
+
+Only weights are taken; moments, counters and the order of samples begin anew. Whatever would make them mean something
+else (other heads, another norm, another tokenizer) is refused with everything that differs, before one is read. Each
+rank of a layout reads a whole tensor at a time and keeps its part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gradatim.config.settings import ModelConfig, RunConfig
+from gradatim.errors import CheckpointError, Problem
+from gradatim.shapes import VOCAB, parameters
+from gradatim.text.tokenizer import Tokenizer, load_tokenizer
+from gradatim.train.run_directory import MODEL, Run
+
+FREE = ("dropout", "vocab_multiple", "embedding_dropout", "weight_drop", "masked", "whole_words", "pairs", "short")
+"""Settings of a model that may differ: they are of its training, or of how it is stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Where weights come from, as far as it must be known before they are read."""
+
+    where: str
+    config: ModelConfig
+    fingerprint: str | None
+    """Of the tokenizer whose ids they were trained with; None where there is none to compare with."""
+    tokenizer: Path
+    shapes: dict[str, tuple[int, ...]]
+    absent: tuple[str, ...]
+    """Parameters that the source may lack and does: they are drawn."""
+    read: Callable[[str], Tensor]
+    """A whole parameter by its name."""
+
+
+def open_weights(path: Path) -> Weights:
+    """The weights of a run's best checkpoint, or of a Hugging Face directory.
+
+    Raises:
+        CheckpointError, DataError: it is neither, or cannot be used.
+    """
+    if (path / "config.yaml").is_file():
+        run = Run.open(path)
+        checkpoint = run.checkpoint("best")
+        entries = checkpoint.manifest.tensors
+        shapes = {name.removeprefix(MODEL): entries[name].shape for name in checkpoint.names(MODEL)}
+        return Weights(
+            str(path), run.config.model, run.tokenizer.fingerprint, path / "tokenizer.json", shapes, (),
+            lambda name: checkpoint.read(MODEL + name),
+        )  # fmt: skip
+    if not (path / "config.json").is_file():
+        what = "there is neither a run nor a Hugging Face directory"
+        raise CheckpointError(Problem(where=str(path), what=what, allowed="a folder with config.yaml or config.json"))
+    from gradatim.interop.huggingface.directory import open_directory
+
+    found = open_directory(path)
+    own = path / "tokenizer.json"
+    fingerprint = load_tokenizer(own).fingerprint if own.is_file() else None
+    shapes = {shape.name: shape.shape for shape in parameters(found.config, found.vocab_size, found.context)}
+    given = {name: shapes[name] for name in found.names()}
+    return Weights(
+        str(path), found.config, fingerprint, own, given, found.absent, lambda name: found.read(name).float()
+    )
+
+
+class Start:
+    """The weights of a run that is to begin, each of the shape that its model has.
+
+    Raises:
+        CheckpointError: they are of another model or tokenizer, with everything that differs.
+    """
+
+    def __init__(self, weights: Weights, config: RunConfig, tokenizer: Tokenizer) -> None:
+        self.weights, self.words = weights, tokenizer.vocab_size
+        self.shapes = {shape.name: shape for shape in parameters(config.model, self.words, config.context)}
+        problems = [
+            *_other_settings(weights, config.model), *_other_tokenizer(weights, tokenizer), *self._other_shapes()
+        ]  # fmt: skip
+        if problems:
+            raise CheckpointError(*problems)
+
+    def _other_shapes(self) -> Iterator[Problem]:
+        where, attempt = self.weights.where, "is it of another model?"
+        for name, shape in self.shapes.items():
+            if name in self.weights.absent:
+                continue
+            if name not in self.weights.shapes:
+                yield Problem(where=where, what=f"there is no parameter {name}", attempt=attempt)
+                continue
+            found, wanted = self.weights.shapes[name], shape.shape
+            least = self.words if shape.split == VOCAB else wanted[0]
+            rows_fit = found[0] >= least if self._cut(name) else found[0] == least
+            if found[1:] != wanted[1:] or not rows_fit:
+                what, got = f"{name} has another shape", str(list(found))
+                yield Problem(where=where, what=what, got=got, allowed=str([least, *wanted[1:]]), attempt=attempt)
+        for name in self.weights.shapes.keys() - self.shapes.keys():
+            yield Problem(where=where, what=f"the model has no parameter {name}", attempt=attempt)
+
+    def _cut(self, name: str) -> bool:
+        """Whether the source may have more rows: padding of words, positions beyond a shorter context."""
+        return self.shapes[name].split == VOCAB or name == "embed.positions.weight"
+
+    def read(self, name: str, offset: tuple[int, ...], local: tuple[int, ...]) -> Tensor | None:
+        """A rectangle of a parameter; None where the source has none, so that what was drawn stays."""
+        if name in self.weights.absent:
+            return None
+        tensor, rows = self.weights.read(name), self.shapes[name].shape[0]
+        if self.shapes[name].split == VOCAB:
+            tensor = tensor[: self.words]
+        if len(tensor) < rows:
+            tensor = torch.cat([tensor, tensor.new_zeros(rows - len(tensor), *tensor.shape[1:])])
+        return tensor[tuple(slice(begin, begin + size) for begin, size in zip(offset, local))]
+
+
+def _other_settings(weights: Weights, config: ModelConfig) -> Iterator[Problem]:
+    theirs, ours = asdict(weights.config), asdict(config)
+    for each in (theirs, ours):  # null stands for a number
+        each["n_kv_heads"] = each.get("n_kv_heads") or each.get("n_heads")
+        each.pop("d_ff", None)  # the shapes tell
+    if theirs.get("positions") != "rotary":
+        theirs.pop("rope_theta", None)
+        ours.pop("rope_theta", None)
+    for name in sorted(theirs.keys() | ours.keys()):
+        if name not in FREE and theirs.get(name) != ours.get(name):
+            what = "the weights are of a model with another setting"
+            got, allowed = str(ours.get(name)), str(theirs.get(name))
+            attempt = f"--model.{name} {allowed}"
+            yield Problem(where=f"model.{name}", what=what, got=got, allowed=allowed, attempt=attempt)
+
+
+def _other_tokenizer(weights: Weights, tokenizer: Tokenizer) -> Iterator[Problem]:
+    if weights.fingerprint is not None and weights.fingerprint != tokenizer.fingerprint:
+        yield Problem(
+            where="data.tokenizer",
+            what=f"the weights of {weights.where} were trained with another tokenizer, so ids would mean other words",
+            got=tokenizer.fingerprint[:16],
+            allowed=weights.fingerprint[:16],
+            attempt=f"--data.tokenizer.path {weights.tokenizer}",
+        )
