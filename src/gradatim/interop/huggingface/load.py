@@ -77,7 +77,7 @@ def import_directory(source: Path, directory: Path, say: Callable[[str], None] =
         path=None if stand_in else str(source / "tokenizer.json"),
     )
     document: Literal["blank-line", "file"] = "blank-line" if isinstance(found.config, BertConfig) else "file"
-    data = DataConfig(train=(str(source),), tokenizer=kind, document=document)
+    data = DataConfig(train=(), tokenizer=kind, document=document)
     config = RunConfig(model=found.config, context=found.context, data=data)
     run = Run.create(directory, config, tokenizer)
     manifest = Manifest(step=0, tokens=0, samples=0, config_hash=training_hash(config), data_fingerprint="",

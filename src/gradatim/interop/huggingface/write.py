@@ -152,7 +152,7 @@ def card(run: Run, checkpoint: Checkpoint, architecture: Architecture, count: in
         ("parameters", f"{count:,}"),
         ("vocabulary", f"{run.tokenizer.vocab_size:,}"),
         ("context", f"{config.context:,} tokens"),
-        ("trained on", ", ".join(Path(name).name or name for name in config.data.train)),
+        ("trained on", ", ".join(Path(name).name or name for name in config.data.train) or "not known"),
         ("updates", f"{manifest.step:,} of {config.global_batch:,} sequences"),
         ("tokens learned from", f"{manifest.tokens:,}"),
         ("learning rate", f"{config.optimizer.lr:g}, {config.optimizer.schedule}"),
