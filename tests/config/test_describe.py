@@ -36,7 +36,7 @@ def test_settings_tell_type_and_default() -> None:
 
 def test_variants() -> None:
     kinds = variants(hints(RunConfig)["model"])
-    assert list(kinds) == ["ngram", "window", "rnn", "lstm", "gru", "gpt"]
+    assert list(kinds) == ["ngram", "window", "rnn", "lstm", "gru", "gpt", "translate-lm", "seq2seq", "transformer"]
     assert kinds["ngram"] is NgramConfig
     assert kinds["gpt"] is GptConfig
     assert variants(int | None) == {}

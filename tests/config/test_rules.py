@@ -15,7 +15,8 @@ from gradatim.config import check_config, load
 from gradatim.config.describe import hints as hints_of
 from gradatim.config.describe import model_settings, option_names, variants
 from gradatim.config.rules import RANGES, interval_text, problems
-from gradatim.config.settings import LayoutConfig, RunConfig
+from gradatim.config.rules_pairs import TRANSLATORS
+from gradatim.config.settings import DataConfig, LayoutConfig, RunConfig
 
 SPLIT = hints_of(LayoutConfig)["split"]
 
@@ -265,7 +266,7 @@ def test_each_range_holds(path: str) -> None:
     low, high = interval[1:-1].replace(" ", "").split(",")
     kinds = [kind for kind, fields in model_settings().items() if path.removeprefix("model.") in fields]
     recipe = kinds[0] if path.startswith("model.") else "gpt"
-    pair = path == "optimizer.betas"
+    pair = path in ("optimizer.betas", "data.held_out")
 
     def ranges_broken(text: str) -> bool:
         found = check_config(recipe, {path: f"0.5,{text}" if pair else text})
@@ -280,7 +281,9 @@ def test_each_range_holds(path: str) -> None:
 
 def test_defaults_of_every_kind_break_no_rule() -> None:
     for cls in variants(hints_of(RunConfig)["model"]).values():
-        assert problems(RunConfig(model=cls())) == []
+        pairs = DataConfig(train=("phrasebook",), source_language="fr", target_language="en")
+        data = pairs if cls in TRANSLATORS else DataConfig()
+        assert problems(RunConfig(model=cls(), data=data)) == []
 
 
 def test_enormous_numbers_are_answered_at_once() -> None:

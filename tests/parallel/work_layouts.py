@@ -42,7 +42,8 @@ def make_text() -> Any:
     tokens[np.array(starts[1:]) - 1] = 0
     file = SimpleNamespace(tokens=tokens, document_starts=np.array(starts))
     valid = SimpleNamespace(tokens=tokens[:61], document_starts=np.array([0, 61]))
-    return SimpleNamespace(tokenizer=SimpleNamespace(vocab_size=VOCABULARY, boundary=0), train=file, valid=valid)
+    tokenizer = SimpleNamespace(vocab_size=VOCABULARY, boundary=0)
+    return SimpleNamespace(tokenizer=tokenizer, source_tokenizer=None, train=file, valid=valid)
 
 
 MESHES: dict[tuple[int, int, int], Mesh] = {}

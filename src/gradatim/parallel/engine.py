@@ -39,9 +39,10 @@ from gradatim.shapes import parameter_count
 from gradatim.shapes.split import layers_of_chunks
 from gradatim.text.batches import IGNORE, Batch, Windows
 from gradatim.text.order import derive
+from gradatim.text.pair_batches import PairBatches
 from gradatim.text.prepare import Prepared
 from gradatim.train.checkpoint import Checkpoint
-from gradatim.train.engine import Outcome
+from gradatim.train.engine import Outcome, left_out, pair_batches, source_vocabulary, valid_pairs
 from gradatim.train.learning_rate import learning_rate
 from gradatim.train.manifest import Manifest
 from gradatim.train.precision import arithmetic, device, weight_dtype
@@ -67,7 +68,8 @@ class LayoutEngine:
         self.config, self.prepared, self.mesh, self.logs = config, prepared, mesh, logs
         self.leads, self.world, self.where = mesh.rank == 0, mesh.world, device()
         layout, vocabulary = config.layout, prepared.tokenizer.vocab_size
-        self.parameters = parameter_count(config.model, vocabulary, config.context)
+        source_words = source_vocabulary(prepared)
+        self.parameters = parameter_count(config.model, vocabulary, config.context, source_words)
         self.schedule = lower(
             build_schedule(
                 layout.schedule if layout.pp > 1 else "1f1b", layout.pp, microbatch_count(config), layout.chunks
@@ -79,7 +81,7 @@ class LayoutEngine:
                 config.model, vocabulary, config.context, layers=layers, embed=number == 0, head=number == last,
                 mesh=mesh, sequence_parallel=layout.sequence_parallel, recompute=layout.recompute,
                 deferred=layout.schedule == "zero-bubble" and layout.pp > 1, seed=config.seed,
-                dtype=weight_dtype(config.precision), device=self.where,
+                dtype=weight_dtype(config.precision), device=self.where, source_vocab_size=source_words,
             )
             for number, layers in enumerate(splits)
             if self.schedule.placement[number] == mesh.pp.index
@@ -88,7 +90,14 @@ class LayoutEngine:
         self.gradients = Gradients(held, mesh, zero=layout.zero)
         self.optimizer = ShardedAdamW(self.gradients, config.optimizer)
         self.pipeline = self._pipeline(self.schedule)
-        self.batches = Windows(prepared.train, config.context, config.global_batch, config.seed, config.data.packing)
+        self.batches: Windows | PairBatches
+        self.notes: tuple[str, ...] = ()
+        if prepared.source_tokenizer is not None:
+            self.batches = pair_batches(config, prepared)
+            self.notes = left_out(self.batches, config)
+        else:
+            packing = config.data.packing
+            self.batches = Windows(prepared.train, config.context, config.global_batch, config.seed, packing)
         rows = config.global_batch // layout.dp
         self.rows = slice(mesh.dp.index * rows, (mesh.dp.index + 1) * rows)
         self.last: Timeline | None = None
@@ -116,7 +125,10 @@ class LayoutEngine:
         """See ``Engine``."""
         report_step(step + 1)
         config, mesh = self.config, self.mesh
-        batch = self.batches.batch(step, self.rows)
+        if isinstance(self.batches, PairBatches):
+            batch = self.batches.batch(step, (mesh.dp.index, mesh.dp.size))
+        else:
+            batch = self.batches.batch(step, self.rows)
         once = mesh.tp.index == 0  # of ranks that hold the same numbers, one speaks
         count = int(self._sum(target_count(batch) if once and mesh.pp.index == 0 else 0))  # also a common start
         rate = learning_rate(config.optimizer, config.steps, step)
@@ -143,16 +155,16 @@ class LayoutEngine:
     def _microbatches(self, batch: Batch, step: int) -> list[Microbatch]:
         """Cut a replica's rows into equal parts. Seeds are those that one process gives its microbatches."""
         number, mesh = self.schedule.microbatches, self.mesh
-        ids, targets = batch.ids.to(self.where), batch.targets.to(self.where)
         found = []
-        for i, (own_ids, own_targets) in enumerate(zip(ids.tensor_split(number), targets.tensor_split(number))):
+        for i in range(number):
+            part = batch.part(_share(len(batch.ids), i, number), self.where)
             place = mesh.dp.index * number + i
             # Shards of the sequence drop units of their own; what is replicated over tp drops the same.
             shard = (mesh.tp.index,) if self.config.layout.sequence_parallel and mesh.tp.index else ()
             seeds = {
                 c: derive(self.config.seed, step, place, *((c,) if c or shard else ()), *shard) for c in self.chunks
             }
-            found.append(Microbatch(own_ids, own_targets, seeds))
+            found.append(Microbatch(part.ids, part.targets, seeds, part.source))
         return found
 
     def _sum(self, value: float) -> float:
@@ -178,6 +190,8 @@ class LayoutEngine:
 
     def steps_per_epoch(self) -> float:
         """See ``Engine``."""
+        if isinstance(self.batches, PairBatches):
+            return self.batches.steps_per_epoch
         return self.batches.samples / self.config.global_batch
 
     # ------------------------------------------------------------------ evaluation
@@ -186,6 +200,8 @@ class LayoutEngine:
         """See ``Engine``; windows are shared between replicas. Ranks cannot stop in the middle, and do not."""
         report_action("evaluate")
         assert self.prepared.valid is not None
+        if isinstance(self.batches, PairBatches):
+            return self._valid_loss_of_pairs()
         tokens = self.prepared.valid.tokens[: self.config.evaluation.tokens]
         boundary, context = self.prepared.tokenizer.boundary, self.config.context
         total, models = 0.0, [chunk.model for chunk in self.chunks.values()]
@@ -200,6 +216,19 @@ class LayoutEngine:
         for model in models:
             model.train()
         return self._sum(total if self.mesh.tp.index == 0 else 0.0) / len(tokens)
+
+    def _valid_loss_of_pairs(self) -> float:
+        """Batches of pairs are shared out between replicas."""
+        (chunk,), total, count = self.chunks.values(), 0.0, 0
+        chunk.model.eval()
+        for number, batch in enumerate(valid_pairs(self.config, self.prepared)):
+            count += target_count(batch)
+            if number % self.mesh.dp.size == self.mesh.dp.index:
+                part = batch.part(slice(None), self.where)
+                microbatch = Microbatch(part.ids, part.targets, source=part.source)
+                total += float(self._forward_only[0].run([microbatch], backward=False).loss)
+        chunk.model.train()
+        return self._sum(total if self.mesh.tp.index == 0 else 0.0) / count
 
     def _padded(self, part: Tensor, fill: int) -> Tensor:
         """Rows lengthened so that their positions can be shared evenly; nothing before sees what stands behind."""
@@ -254,6 +283,13 @@ class LayoutEngine:
         if self.replicas is not None and self.replicas.steps:
             found.append(self.replicas.summary())
         return found
+
+
+def _share(rows: int, index: int, parts: int) -> slice:
+    """The rows that ``tensor_split`` gives part ``index``: the first ones get one more where it does not come out."""
+    size, more = divmod(rows, parts)
+    first = index * size + min(index, more)
+    return slice(first, first + size + (index < more))
 
 
 def forward_only(schedule: Schedule, microbatches: int) -> Schedule:

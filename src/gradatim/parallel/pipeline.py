@@ -22,10 +22,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from gradatim.models.translator import Translator
 from gradatim.parallel.build import Chunk
 from gradatim.parallel.mesh import Axis
 from gradatim.schedules import Action, Schedule
 from gradatim.schedules.actions import Result
+from gradatim.text.batches import Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,8 @@ class Microbatch:
     """``[b t]``; only the last chunk reads them."""
     seeds: Mapping[int, int] = field(default_factory=dict)
     """Chunk: what seeds dropout in its forward pass; none where nothing is dropped."""
+    source: Source | None = None
+    """What a translator, which is one chunk, reads first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,15 +186,24 @@ class _Step:
         if x is not None:
             x = x.detach().requires_grad_(torch.is_grad_enabled())
         with pipeline.arithmetic():
-            out = model.run(model.enter(microbatch.ids) if x is None else x)
-            if action.chunk == pipeline.schedule.last_chunk:
-                out = model.nll(out, microbatch.targets)
+            if microbatch.source is not None and isinstance(model, Translator):
+                out = self._pair_loss(model, microbatch.source, microbatch)
+            else:
+                out = model.run(model.enter(microbatch.ids) if x is None else x)
+                if action.chunk == pipeline.schedule.last_chunk:
+                    out = model.nll(out, microbatch.targets)
         if action.chunk == pipeline.schedule.last_chunk:
             self.loss += out.detach()
         else:
             self.here["F", action.chunk, action.microbatch] = out.detach()
         if torch.is_grad_enabled():
             self.kept[action.chunk, action.microbatch] = (x, get_gradient_edge(out), out.dtype)
+
+    def _pair_loss(self, model: Translator, source: Source, microbatch: Microbatch) -> Tensor:
+        """The training loss; without gradients, the likelihood that runs are judged by."""
+        if torch.is_grad_enabled():
+            return model.terms(source, microbatch.ids, microbatch.targets)
+        return model.nll(model.read(source, microbatch.ids), microbatch.targets)
 
     def _backward(self, action: Action, gradient: Tensor | None) -> None:
         x, edge, dtype = self.kept.pop((action.chunk, action.microbatch))

@@ -23,6 +23,23 @@ IGNORE = -100
 
 
 @dataclass(frozen=True, slots=True)
+class Source:
+    """Sentences to be translated, each closed by its boundary, side by side and filled up at the right."""
+
+    ids: Int[Tensor, "b s"]
+    lengths: Int[Tensor, " b"]
+    """Tokens of each, the boundary included; what stands behind them means nothing."""
+
+    def __getitem__(self, rows: slice) -> Source:
+        """Some of the sentences."""
+        return Source(self.ids[rows], self.lengths[rows])
+
+    def to(self, device: torch.device) -> Source:
+        """The same on another device."""
+        return Source(self.ids.to(device), self.lengths.to(device))
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """What one step trains on."""
 
@@ -31,6 +48,13 @@ class Batch:
     """The token after each id; -100 where nothing is to be learned."""
     fresh: bool = True
     """Whether a model that carries its state starts anew here."""
+    source: Source | None = None
+    """What each row translates, where the text is pairs."""
+
+    def part(self, rows: slice, device: torch.device) -> Batch:
+        """Some rows, on a device."""
+        source = None if self.source is None else self.source[rows].to(device)
+        return Batch(self.ids[rows].to(device), self.targets[rows].to(device), self.fresh, source)
 
 
 class Windows:

@@ -11,16 +11,18 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gradatim.config.rules_pairs import is_pairs
 from gradatim.config.settings import DataConfig
 from gradatim.errors import DataError, Problem
-from gradatim.text import embedded
+from gradatim.text import embedded, pairs
+from gradatim.text.prepare_pairs import SOURCE, make_pairs, not_aligned, pair_files
 from gradatim.text.sources import NAMED, Tally, brings_its_own_splits, files_of, named, read_documents
 from gradatim.text.tokenfile import TokenFile
 from gradatim.text.tokenizer import Ids, Tokenizer, load_tokenizer
@@ -42,6 +44,10 @@ class Prepared:
     """Counts by split, what was dropped or mended, leaks, sha256 of embedded corpora."""
     fingerprint: str
     """Of the settings and the text."""
+    sources: dict[str, TokenFile] = field(default_factory=dict)
+    """Of pairs: by split, the source sentences of the targets that ``train``, ``valid`` and ``test`` hold."""
+    source_tokenizer: Tokenizer | None = None
+    """Of pairs: what the source's ids stand for; ``tokenizer`` itself where both languages share it."""
 
 
 def quiet(_: str) -> None:
@@ -81,7 +87,7 @@ def prepare(config: DataConfig, directory: Path | None = None, say: Callable[[st
     fresh = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     fresh.mkdir(parents=True, exist_ok=True)
     try:
-        report = _make(config, fresh, say)
+        report = make_pairs(config, fresh, say) if is_pairs(config) else _make(config, fresh, say)
         report["fingerprint"] = fingerprint
         (fresh / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         _publish(fresh, folder)
@@ -109,20 +115,30 @@ def open_prepared(folder: Path) -> Prepared:
         exists = (folder / f"{name}.idx").exists() or (folder / f"{name}.bin").exists()
         return opened(name) if exists else None
 
-    return Prepared(tokenizer, opened("train"), part("valid"), part("test"), report, fingerprint)
+    train, valid, test = opened("train"), part("valid"), part("test")
+    if not (folder / "train.source.idx").exists():
+        return Prepared(tokenizer, train, valid, test, report, fingerprint)
+    source = load_tokenizer(folder / SOURCE) if (folder / SOURCE).exists() else tokenizer
+    sources = pair_files(folder, lambda name: TokenFile.open(folder / name, tokenizer=source.fingerprint))
+    not_aligned(folder, sources, {"train": train, "valid": valid, "test": test})
+    return Prepared(tokenizer, train, valid, test, report, fingerprint, sources, source)
 
 
 def _fingerprint(config: DataConfig) -> str:
     facts = asdict(config)
     del facts["cache"], facts["packing"]
     state = hashlib.sha256(json.dumps([FORMAT, facts]).encode())
-    sources = [*config.train, *config.valid, *config.test]
+    sources = [name for split in ("train", "valid", "test") for end in ("", "_source", "_target")
+               for name in getattr(config, split + end)]  # fmt: skip
     for name in dict.fromkeys(sources):
         if name in embedded.CORPORA:
             state.update(embedded.digest(embedded.corpus(name, Path(config.cache))).encode())
         elif name in NAMED:
             state.update(json.dumps(named(name)).encode())
-    own = {name for name in sources if name in embedded.CORPORA or name in NAMED or name.startswith("hf:")}
+        elif name in pairs.MODULES:
+            state.update(json.dumps(pairs.embedded_pairs(name)).encode())
+    made = {*embedded.CORPORA, *NAMED, *pairs.MODULES}
+    own = {name for name in sources if name in made or name.startswith("hf:")}
     files = [path for name in sources if name not in own for path in files_of(name)]
     for path in [*files, *([Path(config.tokenizer.path)] if config.tokenizer.path else [])]:
         if path.is_file():

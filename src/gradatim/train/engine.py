@@ -8,7 +8,7 @@ a layout. Both compute the same training, so the loop is written once.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,11 +17,14 @@ import torch
 
 from gradatim.config.settings import RunConfig
 from gradatim.errors import CheckpointError
-from gradatim.evaluate.likelihood import log_probs
+from gradatim.evaluate.likelihood import Stopped, log_probs
 from gradatim.models import build_model
+from gradatim.models.translator import Translator
 from gradatim.objectives.next_token import next_token, target_count
+from gradatim.objectives.translation import translation
 from gradatim.text.batches import Batch, Streams, Windows
 from gradatim.text.order import derive
+from gradatim.text.pair_batches import PairBatches, held_out_batches
 from gradatim.text.prepare import Prepared
 from gradatim.train.checkpoint import Checkpoint, newest_valid, save_checkpoint
 from gradatim.train.manifest import Manifest
@@ -63,6 +66,8 @@ class Engine(Protocol):
     """Processes in all."""
     parameters: int
     """Trainable numbers of the whole model, a tied matrix once."""
+    notes: tuple[str, ...]
+    """What is to be said of the text before training."""
 
     def step(self, step: int) -> Outcome:
         """Forward, backward and, where loss and norm are finite, the update; 0 is the first step."""
@@ -109,15 +114,21 @@ class SerialEngine:
     def __init__(self, config: RunConfig, prepared: Prepared) -> None:
         self.config, self.prepared = config, prepared
         self.where = device()
-        self.model = build_model(config.model, prepared.tokenizer.vocab_size, config.context, config.seed)
+        self.model = build_model(
+            config.model, prepared.tokenizer.vocab_size, config.context, config.seed, source_vocabulary(prepared)
+        )
         self.model.to(self.where, weight_dtype(config.precision)).train()
         if config.layout.recompute != "none":
             self.model.set_recompute(config.layout.recompute)
         self.weights = list(self.model.parameters())
         self.parameters = self.model.parameter_count()
         self.optimizer = build_optimizer(self.model, config.optimizer)
-        self.batches: Windows | Streams
-        if self.model.carries_state:
+        self.batches: Windows | Streams | PairBatches
+        self.notes: tuple[str, ...] = ()
+        if isinstance(self.model, Translator):
+            self.batches = pair_batches(config, prepared)
+            self.notes = left_out(self.batches, config)
+        elif self.model.carries_state:
             self.batches = Streams(prepared.train, config.context, config.global_batch)
         else:
             packing = config.data.packing
@@ -134,16 +145,19 @@ class SerialEngine:
         if batch.fresh:
             self.carry = None
         rate = set_learning_rate(self.optimizer, config.optimizer, config.steps, step)
-        count = target_count(batch)
+        count = self._count(batch)
         size = config.layout.microbatch or len(batch.ids)
         total = torch.zeros((), dtype=torch.float64, device=self.where)
-        carried = []
+        carried: list[Any] = []
         for number, first in enumerate(range(0, len(batch.ids), size)):
             rows = slice(first, first + size)
-            part = Batch(batch.ids[rows].to(self.where), batch.targets[rows].to(self.where), batch.fresh)
+            part = batch.part(rows, self.where)
             torch.manual_seed(derive(config.seed, step, number))  # dropout
             with arithmetic(config.precision, self.where):
-                terms, state = next_token(self.model, part, self._carry_of(rows))
+                if isinstance(self.model, Translator):
+                    terms, state = translation(self.model, part), None
+                else:
+                    terms, state = next_token(self.model, part, self._carry_of(rows))
             loss, _ = terms["nll"]
             (loss / count).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
@@ -159,6 +173,12 @@ class SerialEngine:
         self.optimizer.zero_grad(set_to_none=True)
         return outcome
 
+    def _count(self, batch: Batch) -> int:
+        if isinstance(self.model, Translator):
+            assert batch.source is not None
+            return self.model.counted(batch.source, batch.targets)
+        return target_count(batch)
+
     def _carry_of(self, rows: slice) -> Any:
         if self.carry is None:
             return None
@@ -172,11 +192,15 @@ class SerialEngine:
         """See ``Engine``."""
         if isinstance(self.batches, Streams):
             return float(self.batches.steps)
+        if isinstance(self.batches, PairBatches):
+            return self.batches.steps_per_epoch
         return self.batches.samples / self.config.global_batch
 
     def valid_loss(self, stop: Callable[[], bool]) -> float:
         """See ``Engine``. Windows are read side by side."""
         assert self.prepared.valid is not None
+        if isinstance(self.model, Translator):
+            return self._valid_loss_of_pairs(self.model, stop)
         tokens = self.prepared.valid.tokens[: self.config.evaluation.tokens]
         self.model.eval()
         try:
@@ -187,6 +211,22 @@ class SerialEngine:
         finally:
             self.model.train()
         return float(-found.mean())
+
+    def _valid_loss_of_pairs(self, model: Translator, stop: Callable[[], bool]) -> float:
+        total, count = 0.0, 0
+        model.eval()
+        try:
+            for batch in valid_pairs(self.config, self.prepared):
+                if stop():
+                    raise Stopped
+                part = batch.part(slice(None), self.where)
+                assert part.source is not None
+                with arithmetic(self.config.precision, self.where), torch.no_grad():
+                    total += float(model.nll(model.read(part.source, part.ids), part.targets))
+                count += target_count(part)
+        finally:
+            model.train()
+        return total / count
 
     def agreed(self, stop: bool) -> bool:
         """There is nobody to agree with."""
@@ -208,3 +248,35 @@ class SerialEngine:
     def remarks(self) -> list[str]:
         """See ``Engine``; nothing here that the metrics do not tell."""
         return []
+
+
+VALID_TOKENS = 4096
+"""Tokens a side of the pairs that are judged at once, padding included."""
+
+
+def source_vocabulary(prepared: Prepared) -> int | None:
+    """The size of a translator's source vocabulary; None where there are no pairs."""
+    return None if prepared.source_tokenizer is None else prepared.source_tokenizer.vocab_size
+
+
+def pair_batches(config: RunConfig, prepared: Prepared) -> PairBatches:
+    """The batches of a run on pairs."""
+    return PairBatches(
+        prepared.sources["train"], prepared.train, prepared.tokenizer.boundary, config.context,
+        config.global_batch, config.batch_tokens, config.seed,
+    )  # fmt: skip
+
+
+def left_out(batches: PairBatches, config: RunConfig) -> tuple[str, ...]:
+    """What is to be said of pairs that do not fit."""
+    many = batches.left_out
+    return (f"{many:,} pairs are longer than the context ({config.context}) and left out",) if many else ()
+
+
+def valid_pairs(config: RunConfig, prepared: Prepared) -> Iterator[Batch]:
+    """The validation pairs that fit the context."""
+    assert prepared.valid is not None
+    return held_out_batches(
+        prepared.sources["valid"], prepared.valid, prepared.tokenizer.boundary, config.context, VALID_TOKENS,
+        config.evaluation.tokens,
+    )  # fmt: skip

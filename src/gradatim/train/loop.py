@@ -132,7 +132,9 @@ def _opened(
         prepared = prepare(config.data, say=say)
         fresh = not run.exists
         if fresh:
-            Run.create(directory, config, prepared.tokenizer)
+            Run.create(directory, config, prepared.tokenizer, prepared.source_tokenizer)
+            if "languages" in prepared.report:
+                run.remember_languages(prepared.report["languages"])
         elif run.tokenizer.fingerprint != prepared.tokenizer.fingerprint:
             raise data_changed(directory / "tokenizer.json")
         else:
@@ -173,6 +175,8 @@ class Trainer:
         config, counters = self.config, self.counters
         engine = self.engine
         self.say(f"{engine.parameters:,} parameters, {engine.steps_per_epoch():.1f} steps see the text once")
+        for note in engine.notes:
+            self.say(note)
         log = MetricsLog(self.run.metrics, config.track) if engine.leads else NoLog()
         progress = Progress(config.steps, counters.step, quiet=not engine.leads)
         with StopRequest() as stop:

@@ -28,6 +28,7 @@ from gradatim.errors import CheckpointError, ConfigError, LaunchError, Problem
 from gradatim.models import build_model
 from gradatim.models.protocol import LanguageModel
 from gradatim.text.tokenizer import Tokenizer, load_tokenizer
+from gradatim.train.average import averaged
 from gradatim.train.checkpoint import (
     Checkpoint,
     best_valid,
@@ -41,6 +42,8 @@ from gradatim.train.precision import device, weight_dtype
 
 MAY_CHANGE = ("steps", "layout", "evaluation", "checkpoint", "track", "compile", "max_skipped_steps")
 """Settings that a resumed run may change; all others define its training."""
+SOURCE_TOKENIZER, LANGUAGES = "source-tokenizer.json", "languages.json"
+"""Of translation runs: the source's own tokenizer, and words by which to tell the languages."""
 MODEL = "model/"
 """Prefix of parameters in a checkpoint."""
 
@@ -73,6 +76,26 @@ class Run:
         """The tokenizer of its text."""
         return load_tokenizer(self.directory / "tokenizer.json")
 
+    @cached_property
+    def source_tokenizer(self) -> Tokenizer:
+        """Of a translation run: the tokenizer of its sources, its own or the one that both languages share."""
+        path = self.directory / SOURCE_TOKENIZER
+        return load_tokenizer(path) if path.is_file() else self.tokenizer
+
+    @cached_property
+    def languages(self) -> dict[str, list[str]]:
+        """Of a translation run: frequent words of each language, source first; empty where they were not kept."""
+        try:
+            found: dict[str, list[str]] = json.loads((self.directory / LANGUAGES).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found
+
+    def remember_languages(self, languages: dict[str, list[str]]) -> None:
+        """Keep frequent words of each language beside the tokenizers."""
+        text = json.dumps(languages, ensure_ascii=False)
+        (self.directory / LANGUAGES).write_text(text + "\n", encoding="utf-8")
+
     # ------------------------------------------------------------------ opening and creating
 
     @staticmethod
@@ -96,13 +119,17 @@ class Run:
         return Run(directory)
 
     @staticmethod
-    def create(directory: Path, config: RunConfig, tokenizer: Tokenizer) -> Run:
+    def create(
+        directory: Path, config: RunConfig, tokenizer: Tokenizer, source_tokenizer: Tokenizer | None = None
+    ) -> Run:
         """Write what describes a new run; the caller has made sure that there is none."""
         try:
             (directory / "checkpoints").mkdir(parents=True, exist_ok=True)
             (directory / "logs").mkdir(exist_ok=True)
             (directory / "env.json").write_text(json.dumps(environment(), indent=1) + "\n", encoding="utf-8")
             tokenizer.save(directory / "tokenizer.json")
+            if source_tokenizer is not None and source_tokenizer is not tokenizer:
+                source_tokenizer.save(directory / SOURCE_TOKENIZER)
             (directory / "config.yaml").write_text(config_to_yaml(config), encoding="utf-8")
         except OSError as error:
             raise not_writable(directory, error) from None
@@ -114,7 +141,8 @@ class Run:
         directory = self.directory
         if not directory.is_dir():
             return directory.exists()
-        ours = {"lock", "checkpoints", "logs", "env.json", "tokenizer.json"}  # creating a run may have been interrupted
+        # Creating a run may have been interrupted.
+        ours = {"lock", "checkpoints", "logs", "env.json", "tokenizer.json", SOURCE_TOKENIZER, LANGUAGES}
         return not self.exists and any(inner.name not in ours for inner in directory.iterdir())
 
     @property
@@ -192,8 +220,13 @@ class Run:
             say(f"reading step {found.step} instead")
         return found
 
-    def model(self, which: str = "best", say: Callable[[str], None] = lambda _: None) -> LanguageModel:
-        """The trained model, ready to be asked; ``say`` as for ``checkpoint``."""
+    def model(
+        self, which: str = "best", say: Callable[[str], None] = lambda _: None, average: int = 1
+    ) -> LanguageModel:
+        """The trained model, ready to be asked; ``say`` as for ``checkpoint``.
+
+        ``average`` above 1 takes the mean of that many of the newest checkpoints instead of ``which``.
+        """
         checkpoint = self.checkpoint(which, say)
         made_by, ours = checkpoint.manifest.tokenizer_fingerprint, self.tokenizer.fingerprint
         if made_by != ours:  # ids would stand for other words, and every answer be wrong
@@ -206,13 +239,16 @@ class Run:
                     attempt="restore the run's tokenizer.json",
                 )
             )
-        tensors = checkpoint.tensors(MODEL)
+        tensors = averaged(self.checkpoints, average) if average > 1 else checkpoint.tensors(MODEL)
         config = self.config
         if isinstance(config.model, NgramConfig):
             from gradatim.models.ngram import NgramModel
 
             return NgramModel.from_tensors(config.model, self.tokenizer.vocab_size, tensors)
-        model = build_model(config.model, self.tokenizer.vocab_size, config.context).to(weight_dtype(config.precision))
+        model = build_model(
+            config.model, self.tokenizer.vocab_size, config.context,
+            source_vocab_size=self.source_tokenizer.vocab_size,
+        ).to(weight_dtype(config.precision))  # fmt: skip
         load_weights(model, tensors, checkpoint.folder)
         return model.to(device()).eval()
 

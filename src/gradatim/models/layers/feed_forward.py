@@ -1,5 +1,6 @@
 """The position-wise half of a Transformer block: two matrices around a non-linearity.
 
+relu     down(relu(up(x)))                Vaswani et al. 2017
 gelu     down(gelu(up(x)))                Hendrycks and Gimpel 2016, the tanh form that GPT-2 uses
 swiglu   down(silu(gate(x)) ⊙ up(x))      Shazeer 2020
 """
@@ -23,14 +24,14 @@ class FeedForward(nn.Module):
         self.gate = Linear(width, inner, bias=bias) if activation == "swiglu" else None
         self.up = Linear(width, inner, bias=bias)
         self.down = Linear(inner, width, bias=bias)
-        self.dropout = dropout
+        self.dropout, self.rectified = dropout, activation == "relu"
         self.project: Callable[[Tensor, Sequence[nn.Module]], Sequence[Tensor]] = each
         """How several layers of one input are computed, for whoever can do that better together."""
 
     def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
         """Each position by itself."""
         if self.gate is None:
-            inner = F.gelu(self.up(x), approximate="tanh")
+            inner = F.relu(self.up(x)) if self.rectified else F.gelu(self.up(x), approximate="tanh")
         else:
             gate, up = self.project(x, (self.gate, self.up))
             inner = F.silu(gate) * up
