@@ -75,11 +75,15 @@ RANGES: dict[str, str] = {
 
 
 def problems(
-    config: RunConfig, places: Mapping[str, str] | None = None, broken: Set[str] = frozenset()
+    config: RunConfig,
+    places: Mapping[str, str] | None = None,
+    broken: Set[str] = frozenset(),
+    to_train: bool = True,
 ) -> list[Problem]:
     """Everything in ``config`` that breaks a rule.
 
     ``places`` says where a dotted field was set (``my.yaml:3``); rules on a field in ``broken`` are left out.
+    Without ``to_train`` there need be no text: imported models have none.
     """
     ranges = Rules(config, places or {}, set(broken))
     for path, interval in RANGES.items():
@@ -88,6 +92,8 @@ def problems(
     for path in ranges.failed:
         config = _with_default(config, path.split("."))
     rules = Rules(config, places or {}, broken | ranges.failed)
+    if to_train:
+        _text(config, rules)
     for group in (_model, _optimizer, layout, _data, pairs, _evaluation):
         group(config, rules)
     return ranges.found + rules.found
@@ -221,15 +227,18 @@ def _optimizer(config: RunConfig, rules: Rules) -> None:
     )
 
 
-def _data(config: RunConfig, rules: Rules) -> None:
-    data = config.data
+def _text(config: RunConfig, rules: Rules) -> None:
     rules.require(
-        bool(data.train) or is_pairs(data),
+        bool(config.data.train) or is_pairs(config.data),
         "data.train",
         "there is nothing to learn from",
         allowed=f"{', '.join(BUILT_IN)} or files",
         attempt=f"--data.train {BUILT_IN[0]}",
     )
+
+
+def _data(config: RunConfig, rules: Rules) -> None:
+    data = config.data
     for split in ("valid", "test"):
         both = sorted(set(data.train) & set(getattr(data, split)))
         rules.require(
