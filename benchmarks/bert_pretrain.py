@@ -21,7 +21,7 @@ import common
 from gradatim.config.settings import RunConfig
 from gradatim.text.batches import IGNORE, Batch
 from gradatim.text.feed import masked_rows
-from gradatim.text.pairs import FOLLOWS
+from gradatim.text.masked_rows import FOLLOWS
 from gradatim.text.prepare import Prepared, prepare
 from gradatim.train import Run
 

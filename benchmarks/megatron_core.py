@@ -36,12 +36,14 @@ from torch.overrides import TorchFunctionMode
 import common
 from gradatim.config.settings import GptConfig, LayoutConfig, OptimizerConfig
 from gradatim.models import build_model
+from gradatim.objectives.next_token import NextToken
 from gradatim.parallel.build import Chunk, build_chunk
 from gradatim.parallel.gradients import Gradients
 from gradatim.parallel.mesh import Mesh, create_mesh
 from gradatim.parallel.optimizer import ShardedAdamW
 from gradatim.parallel.pipeline import Microbatch, Pipeline
 from gradatim.schedules import build_schedule, lower
+from gradatim.text.batches import Batch
 
 WIDTH, LAYERS, HEADS, VOCABULARY, TOKENS, ROWS, MICROBATCHES, STEPS = 64, 4, 4, 256, 32, 2, 4, 5
 CONFIG = GptConfig(d_model=WIDTH, n_layers=LAYERS, n_heads=HEADS, tied=False)
@@ -221,20 +223,20 @@ def ours(layout: LayoutConfig, mesh: Mesh, ids: Tensor) -> dict[str, Any]:
     gradients = Gradients([chunk], mesh)
     optimizer = ShardedAdamW(gradients, ADAMW)
     pipeline = Pipeline(
-        schedule, {mesh.pp.index: chunk}, mesh.pp, width=WIDTH, dtype=torch.float64,
+        schedule, {mesh.pp.index: chunk}, mesh.pp, NextToken(), width=WIDTH, dtype=torch.float64,
         last_backward=gradients.last_backward,
     )  # fmt: skip
-    parts = [Microbatch(part[:, :-1].contiguous(), part[:, 1:].contiguous()) for part in ids.split(ROWS)]
+    parts = [Microbatch(Batch(part[:, :-1].contiguous(), part[:, 1:].contiguous())) for part in ids.split(ROWS)]
     count = len(ids) * TOKENS
     found: list[float] = []
     first: dict[str, Tensor] = {}
     for _ in range(STEPS):
         gradients.begin()
-        ran = pipeline.run(parts, count)
+        ran = pipeline.run(parts, {"nll": count})
         gradients.finish()
         first = first or {n: p.grad.clone() for n, p in chunk.model.named_parameters() if p.grad is not None}
         optimizer.step(ADAMW.lr, optimizer.norm(), None)
-        total = ran.loss.reshape(1) / count
+        total = ran.sums["nll"].reshape(1) / count
         if layout.pp > 1:
             dist.broadcast(total, mesh.pp.ranks[-1])
         found.append(float(total))

@@ -117,7 +117,7 @@ def test_an_unknown_field_names_the_nearest(text: str, line: int, attempt: str) 
 
 def test_a_field_of_another_kind_says_whose_it_is() -> None:
     _, (problem,) = decode("model: {kind: lstm, n_heads: 4}")
-    assert problem.what == "model.n_heads belongs to kind gpt and bert"
+    assert problem.what == "model.n_heads belongs to kind gpt and bert and translate-lm and transformer"
     assert "n_heads" not in problem.allowed
     assert "weight_drop" in problem.allowed
     _, (problem,) = decode("model: {kind: ngram, locked_dropout: true}")
@@ -133,7 +133,7 @@ def test_the_kind_that_was_written_is_the_one_that_is_told() -> None:
 
 def test_a_wrong_kind_lists_all_and_the_other_fields_are_judged_by_the_likeliest() -> None:
     _, problems = decode("model: {kind: gtp, d_modle: 3}")
-    assert problems[0].allowed == "ngram, window, rnn, lstm, gru, gpt, bert"
+    assert problems[0].allowed == "ngram, window, rnn, lstm, gru, gpt, bert, translate-lm, seq2seq, transformer"
     assert problems[0].attempt == "kind: gpt"
     assert [p.attempt for p in problems[1:]] == ["model.d_model"]
     _, problems = decode("model: {kind: [], d_modle: 3}")

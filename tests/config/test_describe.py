@@ -36,7 +36,9 @@ def test_settings_tell_type_and_default() -> None:
 
 def test_variants() -> None:
     kinds = variants(hints(RunConfig)["model"])
-    assert list(kinds) == ["ngram", "window", "rnn", "lstm", "gru", "gpt", "bert"]
+    assert list(kinds) == [
+        "ngram", "window", "rnn", "lstm", "gru", "gpt", "bert", "translate-lm", "seq2seq", "transformer",
+    ]  # fmt: skip
     assert kinds["ngram"] is NgramConfig
     assert kinds["gpt"] is GptConfig
     assert variants(int | None) == {}

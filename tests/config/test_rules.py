@@ -15,6 +15,7 @@ from gradatim.config import check_config, load
 from gradatim.config.describe import hints as hints_of
 from gradatim.config.describe import model_settings, option_names, variants
 from gradatim.config.rules import RANGES, interval_text, problems
+from gradatim.config.rules_pairs import TRANSLATORS
 from gradatim.config.settings import DataConfig, LayoutConfig, RunConfig, TokenizerConfig
 
 SPLIT = hints_of(LayoutConfig)["split"]
@@ -265,7 +266,7 @@ def test_each_range_holds(path: str) -> None:
     low, high = interval[1:-1].replace(" ", "").split(",")
     kinds = [kind for kind, fields in model_settings().items() if path.removeprefix("model.") in fields]
     recipe = kinds[0] if path.startswith("model.") else "gpt"
-    pair = path == "optimizer.betas"
+    pair = path in ("optimizer.betas", "data.held_out")
 
     def ranges_broken(text: str) -> bool:
         found = check_config(recipe, {path: f"0.5,{text}" if pair else text})
@@ -280,9 +281,10 @@ def test_each_range_holds(path: str) -> None:
 
 def test_defaults_of_every_kind_break_no_rule() -> None:
     wordpiece = DataConfig(tokenizer=TokenizerConfig(kind="wordpiece"))
+    pairs = DataConfig(train=("phrasebook",), source_language="fr", target_language="en")
     for kind, cls in variants(hints_of(RunConfig)["model"]).items():
-        config = RunConfig(model=cls(), **({"data": wordpiece} if kind == "bert" else {}))
-        assert problems(config) == []
+        data = pairs if cls in TRANSLATORS else wordpiece if kind == "bert" else DataConfig()
+        assert problems(RunConfig(model=cls(), data=data)) == []
 
 
 def test_bert_needs_its_tokenizer_and_room_for_a_pair() -> None:

@@ -47,7 +47,7 @@ def make_text() -> Any:
         vocab_size=VOCABULARY, boundary=0, marks=Marks(pad=1, begin=2, end=0, blank=3, unknown=4),
         token_text=lambda token: "." if token == 5 else f"##{token}" if token % 4 == 0 else str(token),
     )  # fmt: skip
-    return SimpleNamespace(tokenizer=tokenizer, train=file, valid=valid)
+    return SimpleNamespace(tokenizer=tokenizer, source_tokenizer=None, train=file, valid=valid)
 
 
 MESHES: dict[tuple[int, int, int], Mesh] = {}

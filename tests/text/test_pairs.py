@@ -1,257 +1,271 @@
-"""Rows for BERT: what a row is made of, read against the documents; pure functions of the step; blanks as published."""
+"""Sentence pairs: where they come from, what is odd about them, what leaks, and batches that follow from the step."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from numpy.typing import NDArray
 
-from gradatim.config.settings import BertConfig, TokenizerConfig
-from gradatim.errors import DataError
-from gradatim.text.batches import IGNORE, Batch
-from gradatim.text.masking import mask, most_blanks
-from gradatim.text.pairs import MaskedRows, sentence_starts
-from gradatim.text.tokenfile import TokenFile
-from gradatim.text.tokenizer import Marks, Tokenizer
-from gradatim.text.vocabulary import train_tokenizer
+from gradatim.config.settings import DataConfig, TokenizerConfig
+from gradatim.errors import DataError, LaunchError
+from gradatim.text import phrasebook
+from gradatim.text.batches import IGNORE
+from gradatim.text.pair_batches import PairBatches, held_out_batches
+from gradatim.text.pairs import parts, read_pairs
+from gradatim.text.prepare import Prepared, prepare
+from gradatim.text.prepare_pairs import looks_like
+from gradatim.text.sources import Tally
 
-SENTENCES = [
-    "the cat sat on the mat.", "a dog barked at night!", 'who said "stop it?"', "unhappiness was unforgettable.",
-    "it rained... then it poured.", "seven swans were swimming.", "nobody knows why.",
-]  # fmt: skip
-DOCUMENTS = [" ".join(SENTENCES[i:] + SENTENCES[:i]) + f" number {i} ends here." for i in range(7)] + ["tiny one."]
-CONTEXT, ROWS = 24, 8
+WORDS = TokenizerConfig(kind="word", vocab_size=None)
 
 
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return train_tokenizer(TokenizerConfig(kind="wordpiece", vocab_size=70, lowercase=True), DOCUMENTS)
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Caches and files in a folder of their own."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
-@pytest.fixture(scope="module")
-def file(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> TokenFile:
-    ended = [np.append(ids, tokenizer.boundary) for ids in tokenizer.encode_batch(DOCUMENTS)]
-    return TokenFile.write(
-        tmp_path_factory.mktemp("pairs") / "text", ended, vocab_size=tokenizer.vocab_size, boundary=tokenizer.boundary,
-        tokenizer=tokenizer.fingerprint, text_bytes=1,
-    )  # fmt: skip
+def config(**settings: Any) -> DataConfig:
+    base: dict[str, Any] = {
+        "train": (), "source_language": "fr", "target_language": "en", "cache": "cache", "tokenizer": WORDS,
+    }  # fmt: skip
+    return DataConfig(**{**base, **settings})
 
 
-def make(file: TokenFile, tokenizer: Tokenizer, packing: str = "across", **fields: object) -> MaskedRows:
-    config = BertConfig(**{"short": 0.0, **fields})  # type: ignore[arg-type]
-    return MaskedRows(file, tokenizer, config, CONTEXT, ROWS, seed=3, packing=packing)
+def read(split: str = "train", **settings: Any) -> tuple[list[tuple[str, str]], Tally]:
+    tally = Tally()
+    return read_pairs(config(**settings), split, tally), tally
 
 
-def unmasked(batch: Batch) -> NDArray[np.int64]:
-    """Rows as they were before blanks."""
-    ids = batch.ids.numpy().copy()
-    assert batch.positions is not None
-    for row, (places, targets) in enumerate(zip(batch.positions.numpy(), batch.targets.numpy(), strict=True)):
-        for place, target in zip(places, targets, strict=True):
-            if target != IGNORE:
-                ids[row, place] = target
-    return ids
+def aligned(source: bytes, target: bytes) -> dict[str, Any]:
+    Path("a.fr").write_bytes(source)
+    Path("a.en").write_bytes(target)
+    return {"train_source": ("a.fr",), "train_target": ("a.en",)}
 
 
-def parts(row: NDArray[np.int64], length: int, marks: Marks) -> list[list[int]]:
-    """What stands between the marks of a row."""
-    assert row[0] == marks.begin and row[length - 1] == marks.end
-    assert (row[length:] == marks.pad).all()
-    cuts = np.flatnonzero(row[:length] == marks.end)
-    return [row[a + 1 : b].tolist() for a, b in zip([0, *cuts[:-1]], cuts, strict=True)]
+# --------------------------------------------------------------------------- sources
 
 
-def where_in(file: TokenFile, tokens: list[int]) -> list[tuple[int, int]]:
-    """(document, offset) of every place at which tokens stand in a row."""
-    found = []
-    for number in range(len(file)):
-        text = file.document(number).tolist()
-        found += [(number, i) for i in range(len(text) - len(tokens) + 1) if text[i : i + len(tokens)] == tokens]
-    return found
+def test_aligned_files_are_mended_and_empty_sides_dropped_and_counted() -> None:
+    files = aligned("\ufeffun\r\n  deux \n\ntrois\n\n".encode(), b"one\ntwo\nlost\n\n\n")
+    found, tally = read(**files)
+    assert found == [("un", "one"), ("deux", "two")]
+    assert tally.documents == 2 and tally.bytes == len("one\ntwo\n")
+    assert tally.dropped["pairs with an empty side"] == 2
+    assert tally.dropped["empty pairs"] == 1
+    assert tally.dropped["byte-order marks"] == tally.dropped["carriage returns"] == 1
 
 
-def every_row(rows: MaskedRows, steps: int = 30) -> list[tuple[NDArray[np.int64], int, int, NDArray[np.int64]]]:
-    found = []
-    for step in range(steps):
-        batch = rows.batch(step)
-        assert batch.segments is not None and batch.lengths is not None and batch.labels is not None
-        ids = unmasked(batch)
-        found += [
-            (ids[i], int(batch.lengths[i]), int(batch.labels[i]), batch.segments[i].numpy()) for i in range(len(ids))
-        ]
-    return found
+@pytest.mark.parametrize(
+    ("source", "target", "got"), [(b"a\nb\nc", b"x\n", "3 and 1"), (b"a\n", b"x\ny\nz\n", "1 and 3")]
+)
+def test_files_of_different_length_are_refused_with_both_numbers(source: bytes, target: bytes, got: str) -> None:
+    with pytest.raises(DataError, match=f"{got} lines"):
+        read(**aligned(source, target))
 
 
-def test_a_true_pair_follows_in_the_text_and_a_false_one_is_of_another_document(
-    file: TokenFile, tokenizer: Tokenizer
-) -> None:
-    rows, labels = make(file, tokenizer), []
-    assert tokenizer.marks is not None
-    for row, length, label, segments in every_row(rows):
-        a, b = parts(row, length, tokenizer.marks)
-        assert segments.tolist() == [0] * (len(a) + 2) + [1] * (len(b) + 1) + [0] * (CONTEXT - length)
-        if label == 0:
-            assert where_in(file, a + b)
-        else:
-            home, other = ({document for document, _ in where_in(file, part)} for part in (a, b))
-            assert any(x != y for x in home for y in other)
-        labels.append(label)
-    assert 0.4 < np.mean(labels) < 0.6
+def test_tables_give_their_columns_in_either_direction() -> None:
+    Path("a.tsv").write_text("go\tva\tnote\nrun\tcours\tnote\n\n")
+    table = {"train": ("a.tsv",), "columns": ("en", "fr", "note")}
+    assert read(**table)[0] == [("va", "go"), ("cours", "run")]
+    assert read(**table, source_language="en", target_language="fr")[0] == [("go", "va"), ("run", "cours")]
+    Path("a.tsv").write_text("go\tva\nalone\n")
+    with pytest.raises(DataError, match=r"a\.tsv:2: this line lacks a column"):
+        read(**table)
+    rows = [{"fr": "va", "en": "go"}, {"translation": {"en": "run", "fr": "cours"}}]
+    Path("a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert read(train=("a.jsonl",))[0] == [("va", "go"), ("cours", "run")]
+    with pytest.raises(DataError, match="no text in column 'de'"):
+        read(train=("a.jsonl",), source_language="de")
 
 
-def test_sentences_out_of_order_are_the_same_stretch(file: TokenFile, tokenizer: Tokenizer) -> None:
-    assert tokenizer.marks is not None
-    for row, length, label, _ in every_row(make(file, tokenizer, pairs="sentence-order")):
-        a, b = parts(row, length, tokenizer.marks)
-        assert where_in(file, b + a if label else a + b)
+def test_parquet_and_hugging_face(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+    from types import SimpleNamespace
+
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"fr": ["va"], "en": ["go"]}), "a.parquet")
+    assert read(train=("a.parquet",))[0] == [("va", "go")]
+    rows = [{"translation": {"fr": "oui", "en": "yes"}}]
+    asked = []
+
+    def load(*names: Any, split: str) -> list[Any]:
+        asked.append((*names, split))
+        return rows
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load))
+    assert read("valid", train=("hf:a/b:c",), valid=("hf:a/b:c",))[0] == [("oui", "yes")]
+    assert asked == [("a/b", "c", "validation")]
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(LaunchError, match=r"gradatim\[hf\]"):
+        read(train=("hf:a/b",))
 
 
-def test_pairs_are_cut_between_sentences(file: TokenFile, tokenizer: Tokenizer) -> None:
-    starts = sentence_starts(file.tokens, file.document_starts, tokenizer)
-    found = [tokenizer.decode(ids) for ids in np.split(file.tokens, starts[1:])][:9]
-    expected = [*SENTENCES[:4], "it rained...", "then it poured.", *SENTENCES[5:], "number 0 ends here."]
-    assert [text.replace(" ", "") for text in found] == [text.replace(" ", "") for text in expected]
-    assert tokenizer.marks is not None
-    within = set(starts.tolist())
-    for row, length, label, _ in every_row(make(file, tokenizer), 10):
-        a, b = parts(row, length, tokenizer.marks)
-        if label == 0:
-            places = [int(file.document_starts[d]) + i for d, i in where_in(file, a + b)]
-            inner = [within & set(range(place + 1, place + len(a + b))) for place in places]
-            assert any(place + len(a) in cuts for place, cuts in zip(places, inner, strict=True)) or not any(inner)
+def test_missing_files() -> None:
+    with pytest.raises(DataError, match="no such file"):
+        read(train_source=("a.fr",), train_target=("a.en",))
+    with pytest.raises(DataError, match="no such file or corpus of pairs"):
+        read(train=("nothing",))
+    with pytest.raises(DataError, match="there are no pairs"):
+        prepare(config(**aligned(b"\n", b"x\n")))
 
 
-def test_a_text_without_sentences_is_cut_anywhere(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    ids = tokenizer.encode_batch(["cat dog night mat swans here"] * 3)
-    ended = [np.append(part, tokenizer.boundary) for part in ids]
-    file = TokenFile.write(
-        tmp_path / "plain",
-        ended,
-        vocab_size=tokenizer.vocab_size,
-        boundary=tokenizer.boundary,
-        tokenizer="",
-        text_bytes=1,
-    )
-    cuts = {
-        tuple(row[:length].tolist()).index(tokenizer.boundary) for row, length, *_ in every_row(make(file, tokenizer))
-    }
-    assert len(cuts) > 2
+# --------------------------------------------------------------------------- the phrasebook
 
 
-def test_without_pairs_rows_are_stretches_of_the_text(file: TokenFile, tokenizer: Tokenizer) -> None:
-    packed = make(file, tokenizer, pairs="none").batch(0)
-    assert packed.lengths is None and packed.segments is None and packed.labels is None
-    text = file.tokens.tolist()
-    for row in unmasked(packed):
-        assert any(text[i : i + CONTEXT - 2] == row[1:-1].tolist() for i in range(len(text)))
-    padded = make(file, tokenizer, packing="within", pairs="none", short=0.5)
-    assert tokenizer.marks is not None
-    lengths = set()
-    for step in range(10):
-        batch = padded.batch(step)
-        assert batch.lengths is not None
-        for row, length in zip(unmasked(batch), batch.lengths.tolist(), strict=True):
-            (stretch,) = parts(row, length, tokenizer.marks)
-            assert where_in(file, stretch)
-            lengths.add(length)
-    assert max(lengths) == CONTEXT and len(lengths) > 5
+def test_the_phrasebook_agrees_and_leaks_nothing() -> None:
+    found = phrasebook.corpus()
+    pairs = [pair for part in found.values() for pair in part]
+    assert len(pairs) == len({french for french, _ in pairs}) == phrasebook.PAIRS
+    assert phrasebook.TALK in found["train"]
+    english = [{target for _, target in found[part]} for part in ("train", "valid", "test")]
+    assert not (english[0] & english[1] or english[0] & english[2] or english[1] & english[2])
+    assert min(map(len, english)) > 100
+    assert phrasebook.agree("heureux/heureuse", True, True) == "heureuses"
+    assert phrasebook.agree("heureux/heureuse", False, True) == "heureux"
+    assert phrasebook.elide("je ne aime pas le école de oiseau") == "je n'aime pas l'école d'oiseau"
+    texts = [french for french, _ in pairs]
+    assert not [text for text in texts if " ne a" in text or text.startswith("je a") or " le a" in text]
+    assert any(text.startswith("elles ne sont pas") for text in texts)
 
 
-@pytest.mark.parametrize("fields", [{}, {"pairs": "none"}, {"whole_words": True, "short": 0.3}], ids=str)
-def test_batches_are_functions_of_seed_and_step(
-    file: TokenFile, tokenizer: Tokenizer, fields: dict[str, object]
-) -> None:
-    one, two = make(file, tokenizer, **fields), make(file, tokenizer, **fields)
-    two.batch(7)
-    whole = one.batch(5)
-    for rows in (slice(None), slice(0, 2), slice(3, 8)):
-        part = two.batch(5, rows)
-        for name in ("ids", "targets", "positions", "segments", "lengths", "labels"):
-            ours, theirs = getattr(whole, name), getattr(part, name)
-            assert (ours is None and theirs is None) or torch.equal(ours[rows], theirs)
-    steps = one.samples // ROWS + 1
-    again = one.batch(5 + steps)
-    assert not torch.equal(again.ids, whole.ids), "another epoch has other blanks and cuts"
+# --------------------------------------------------------------------------- splits and leaks
 
 
-def test_every_reads_all_samples_always_alike(file: TokenFile, tokenizer: Tokenizer) -> None:
-    rows = make(file, tokenizer)
-    first, second = rows.every(), MaskedRows(
-        file, tokenizer, BertConfig(short=0.0), CONTEXT, ROWS, seed=99
-    ).every()  # fmt: skip
-    assert sum(len(batch.ids) for batch in first) == rows.samples
-    assert all(torch.equal(a.ids, b.ids) for a, b in zip(first, second, strict=True))
-    assert sum(len(batch.ids) for batch in rows.every(CONTEXT * 3)) == 3
+def test_components_are_held_out_whole() -> None:
+    pairs = [(f"s{i // 3}", f"t{(i + i // 7) // 2}") for i in range(300)] + [("same", f"u{i}") for i in range(40)]
+    found = parts(pairs, (0.1, 0.2))
+    assert found == parts(pairs, (0.1, 0.2))
+    sides = [[{pair[side] for pair, part in zip(pairs, found) if part == name} for name in ("train", "valid", "test")]
+             for side in (0, 1)]  # fmt: skip
+    for train, valid, test in sides:
+        assert not (train & valid or train & test or valid & test)
+    assert {part for pair, part in zip(pairs, found) if pair[0] == "same"} == {"train"}  # too large to hold out
+    pairs = [(f"s{i}", f"t{i}") for i in range(1000)]
+    counts = {name: parts(pairs, (0.05, 0.1)).count(name) for name in ("train", "valid", "test")}
+    assert counts == {"train": 850, "valid": 50, "test": 100}
 
 
-def test_what_cannot_be_paired_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    def write(name: str, texts: list[str]) -> TokenFile:
-        ended = [np.append(ids, tokenizer.boundary) for ids in tokenizer.encode_batch(texts)]
-        size, end = tokenizer.vocab_size, tokenizer.boundary
-        return TokenFile.write(tmp_path / name, ended, vocab_size=size, boundary=end, tokenizer="", text_bytes=1)
-
-    with pytest.raises(DataError, match="there is one only"):
-        make(write("one", [DOCUMENTS[0]]), tokenizer)
-    with pytest.raises(DataError, match="shorter than one step needs"):
-        make(write("none", ["", ""]), tokenizer)
-    characters = train_tokenizer(TokenizerConfig(kind="char"), DOCUMENTS)
-    with pytest.raises(DataError, match="has no \\[CLS\\]"):
-        make(write("two", DOCUMENTS[:2]), characters)
+def test_leaks_are_counted_and_said() -> None:
+    files = aligned(b"un\ndeux\n", b"one\ntwo\n")
+    Path("b.fr").write_text("un\ntrois\n")
+    Path("b.en").write_text("uno\ntwo\n")
+    told: list[str] = []
+    made = prepare(config(**files, test_source=("b.fr",), test_target=("b.en",)), say=told.append)
+    assert made.report["splits"]["test"]["also in train"] == 1
+    assert made.report["splits"]["test"]["sources also in train"] == 1
+    assert any("1 sources and 1 targets of 2 pairs are also in train" in line for line in told)
+    assert made.report["splits"]["test"]["source unknown"] == 1
 
 
-# --------------------------------------------------------------------------- blanks
-
-MARKS = Marks(pad=0, begin=2, end=3, blank=4, unknown=1)
-
-
-def blanks(share: float = 0.15, rows: int = 2000, t: int = 64, continues: NDArray[np.bool_] | None = None):
-    generator = np.random.default_rng(0)
-    ids = generator.integers(5, 100, (rows, t))
-    lengths = generator.integers(4, t + 1, rows)
-    ids[:, 0], ids[:, t // 2] = MARKS.begin, MARKS.end
-    ids[np.arange(t) >= lengths[:, None]] = MARKS.pad
-    keys = generator.integers(0, 2**63, rows).astype(np.uint64)
-    return ids, lengths, *mask(ids, lengths, keys, MARKS, 100, share, continues)
+def test_one_vocabulary_or_two() -> None:
+    files = aligned(b"a b c\na b d\n", b"x y\nx z\n")
+    joint, own = (prepare(config(**files, joint=joint)) for joint in (True, False))
+    assert joint.source_tokenizer is joint.tokenizer
+    assert joint.tokenizer.vocab_size == 2 + 7
+    assert own.source_tokenizer is not None
+    assert (own.source_tokenizer.vocab_size, own.tokenizer.vocab_size) == (2 + 4, 2 + 3)
+    assert own.source_tokenizer.decode(own.sources["train"].document(1)) == "a b d"
+    assert own.tokenizer.decode(own.train.document(1)) == "x z"
 
 
-def test_blanks_are_as_published() -> None:
-    ids, lengths, masked, positions, targets = blanks()
-    known = targets != IGNORE
-    assert (known.sum(1) == np.maximum(1, np.rint(lengths * 0.15))).all()
-    row = np.broadcast_to(np.arange(len(ids))[:, None], positions.shape)
-    assert (ids[row[known], positions[known]] == targets[known]).all()
-    assert not np.isin(targets[known], [0, 1, 2, 3, 4]).any()
-    put = masked[row[known], positions[known]]
-    assert np.mean(put == MARKS.blank) == pytest.approx(0.8, abs=0.01)
-    assert np.mean(put == targets[known]) == pytest.approx(0.1 + 0.1 / 95, abs=0.01)
-    others = put[(put != MARKS.blank) & (put != targets[known])]
-    assert set(others) == set(range(5, 100))
-    elsewhere = np.ones(ids.shape, bool)
-    elsewhere[row[known], positions[known]] = False
-    assert (masked[elsewhere] == ids[elsewhere]).all()
-    assert positions.shape[1] == most_blanks(64, 0.15) == 10
-    inside = positions[known] / (lengths[row[known]] - 1)
-    assert inside.mean() == pytest.approx(0.5, abs=0.02)
+def test_a_lower_cased_bpe_is_kept_as_such() -> None:
+    files = aligned("Élan Σ\n".encode(), b"Big Dog\n")
+    bpe = TokenizerConfig(kind="bpe", vocab_size=270, lowercase=True)
+    made, again = (prepare(config(**files, tokenizer=bpe)) for _ in range(2))
+    for tokenizer in (made.tokenizer, again.tokenizer):
+        assert tokenizer.lowercase and not tokenizer.lossless
+        assert tokenizer.decode(tokenizer.encode("Big ÉLAN ΣΑΣ")) == "big élan σασ"
+        assert tokenizer.encode("Big ÉLAN") == tokenizer.engine.encode("Big ÉLAN", add_special_tokens=False).ids
 
 
-def test_whole_words_are_chosen_whole() -> None:
-    continues = np.arange(100) % 3 == 0
-    ids, lengths, _, positions, targets = blanks(continues=continues)
-    partial = 0
-    for row in range(len(ids)):
-        chosen = set(positions[row][targets[row] != IGNORE].tolist())
-        assert 1 <= len(chosen) <= max(1, round(lengths[row] * 0.15))
-        words, word = [], 0
-        for place in range(lengths[row]):
-            free = ids[row, place] > 4
-            if not (free and continues[ids[row, place]] and place and ids[row, place - 1] > 4):
-                word += 1
-            words.append(word if free else 0)
-        whole = {words[place] for place in chosen}
-        complete = {place for place in range(lengths[row]) if words[place] in whole}
-        assert chosen == complete or len(whole) == 1
-        partial += chosen != complete
-    assert partial < len(ids) / 10
+def test_a_text_in_the_wrong_language_is_noticed() -> None:
+    languages = {"fr": ["le", "est", "pas", "a"], "en": ["the", "is", "not", "a"]}
+    assert looks_like("the cat is not here", languages) == "en"
+    assert looks_like("le chat n'est pas a", languages) in ("fr", None)
+    assert looks_like("le chat est pas", languages) == "fr"
+    assert looks_like("a a a", languages) is None
+
+
+# --------------------------------------------------------------------------- batches
+
+
+def phrases() -> Prepared:
+    return prepare(config(train=("phrasebook",), cache="cache"))
+
+
+def batches(made: Prepared, context: int = 32, **settings: Any) -> PairBatches:
+    base = {"global_batch": 16, "batch_tokens": None, "seed": 3}
+    return PairBatches(made.sources["train"], made.train, made.tokenizer.boundary, context, **{**base, **settings})
+
+
+@pytest.mark.parametrize("batch_tokens", [None, 64, 1000, 100_000])
+def test_every_epoch_sees_every_pair_once_in_an_order_of_its_own(batch_tokens: int | None) -> None:
+    made = phrases()
+    drawn = batches(made, batch_tokens=batch_tokens, global_batch=len(made.train))
+    steps = int(drawn.steps_per_epoch)
+    epochs = [np.concatenate([drawn.draw(e * steps + s)[0] for s in range(steps)]) for e in range(2)]
+    for each in epochs:
+        assert sorted(each) == list(range(len(made.train)))
+    assert (epochs[0] != epochs[1]).any()
+    again = batches(made, batch_tokens=batch_tokens, global_batch=len(made.train))
+    for step in (0, steps - 1, 5 * steps + 1):  # seeking is taking
+        assert (again.draw(step)[0] == drawn.draw(step)[0]).all()
+
+
+def test_batches_by_tokens_are_full_and_hold_pairs_of_like_length() -> None:
+    made = phrases()
+    drawn = batches(made, batch_tokens=500)
+    shapes = [
+        (b.ids.shape, b.source.ids.shape) for s in range(int(drawn.steps_per_epoch)) if (b := drawn.batch(s)).source
+    ]
+    assert all(max(a[0] * a[1], b[0] * b[1]) <= 500 for a, b in shapes)
+    assert np.mean([max(a[0] * a[1], b[0] * b[1]) for a, b in shapes]) > 380
+    batch = drawn.batch(7)
+    assert batch.source is not None
+    filled = (batch.targets != IGNORE).float().mean()
+    assert filled > 0.75
+
+
+def test_a_batch_is_boundary_and_target_read_target_and_boundary_wanted() -> None:
+    made = phrases()
+    drawn = batches(made)
+    batch, (numbers, _) = drawn.batch(4), drawn.draw(4)
+    assert batch.source is not None
+    for row, number in enumerate(numbers):
+        target, source = made.train.document(number), made.sources["train"].document(number)
+        wanted = batch.targets[row][batch.targets[row] != IGNORE]
+        assert wanted.tolist() == target.tolist()
+        assert batch.ids[row, : len(target)].tolist() == [made.tokenizer.boundary, *target[:-1].tolist()]
+        assert batch.source.ids[row, : batch.source.lengths[row]].tolist() == source.tolist()
+    halves = [drawn.batch(4, (i, 2)) for i in range(2)]
+    assert sum(len(half.ids) for half in halves) == len(batch.ids)
+    many = [drawn.batch(4, (i, 99)) for i in range(99)]  # more replicas than pairs: some learn nothing
+    assert sum(int((part.targets != IGNORE).sum()) for part in many) == int((batch.targets != IGNORE).sum())
+    assert min(len(part.ids) for part in many) == 1
+
+
+def test_pairs_beyond_the_context_are_left_out_and_counted() -> None:
+    made = phrases()
+    longest = np.maximum(made.sources["train"].lengths, made.train.lengths)
+    drawn = batches(made, context=7)
+    assert drawn.left_out == int((longest > 7).sum()) > 0
+    assert drawn.samples == int((longest <= 7).sum())
+    with pytest.raises(DataError, match="every pair is longer"):
+        batches(made, context=2)
+
+
+def test_held_out_pairs_come_once() -> None:
+    made = phrases()
+    assert made.valid is not None
+    found = list(held_out_batches(made.sources["valid"], made.valid, made.tokenizer.boundary, 32, 200))
+    assert sum(len(batch.ids) for batch in found) == len(made.valid)
+    assert all(batch.ids.numel() <= 200 for batch in found)
+    some = list(held_out_batches(made.sources["valid"], made.valid, made.tokenizer.boundary, 32, 200, most=50))
+    assert 0 < sum(int((batch.targets != IGNORE).sum()) for batch in some) <= 50

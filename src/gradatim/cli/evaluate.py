@@ -1,4 +1,9 @@
-"""``gradatim evaluate RUN``: perplexity and bits per byte of a run's model; of a BERT, its blanks and pairs."""
+"""``gradatim evaluate RUN``: perplexity and bits per byte of a run's model; of translators, BLEU and chrF besides; of
+a BERT, its blanks and pairs.
+
+``evaluate RUN OTHER… --compare`` judges several translators on the same sentences, and says which differences from the
+first one chance would not make.
+"""
 
 from __future__ import annotations
 
@@ -9,39 +14,74 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gradatim.cli.output import Table, Verb, emit, json_option, say
+from gradatim.errors import ConfigError, DataError, Problem
 
 if TYPE_CHECKING:
+    from gradatim.evaluate.translation import TranslationEvaluation
+    from gradatim.text.pairs import Pair
     from gradatim.text.tokenfile import TokenFile
     from gradatim.train import Run
 
 
 @click.command(cls=Verb)
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("runs", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="RUN...")
 @click.option("--text", metavar="PATH", help="A file to judge on [the run's test text, or validation].")
 @click.option(
     "--stride",
     type=click.IntRange(min=1),
     help="Advance of the windows of a limited context, at most all of it [half of it].",
 )
+@click.option("--source", metavar="FILE", help="Translators: source sentences to judge on, with --target.")
+@click.option("--target", metavar="FILE", help="Translators: their translations.")
+@click.option("--beams", type=click.IntRange(min=1), default=5, show_default=True, help="Translators: 1 is greedy.")
+@click.option(
+    "--length-penalty", type=float, default=1.0, show_default=True, help="Beams compare log-probability / length^this."
+)
+@click.option("--compare", is_flag=True, help="Translators: judge several runs, and their differences from the first.")
 @click.option("--checkpoint", default="best", show_default=True, help="best, last, or a step.")
+@click.option("--average", type=click.IntRange(min=1), default=1, show_default=True, help="Mean of the newest so many.")
 @json_option
-def command(run: Path, text: str | None, stride: int | None, checkpoint: str, as_json: bool) -> None:
+def command(
+    runs: tuple[Path, ...], text: str | None, stride: int | None, source: str | None, target: str | None, beams: int,
+    length_penalty: float, compare: bool, checkpoint: str, average: int, as_json: bool,
+) -> None:  # fmt: skip
     """Judge the model of RUN: each token once, the end of each document included; of a BERT, blanks and pairs."""
     from gradatim.cli.runs import find_run
-    from gradatim.errors import ConfigError, Problem
+    from gradatim.config.rules_pairs import is_pairs
     from gradatim.evaluate.perplexity import evaluate_file, evaluate_tokens
 
+    problems = []
     if text == "":
-        raise ConfigError(Problem(where="--text", what="the path is empty", attempt="name a file"))
-    opened = find_run(run, checkpoint)
+        problems.append(Problem(where="--text", what="the path is empty", attempt="name a file"))
+    if (len(runs) > 1) != compare:
+        problems.append(Problem(where="--compare", what="several runs are compared, and one is not",
+                                got=f"{len(runs)} runs", allowed="RUN, or RUN OTHER… --compare"))  # fmt: skip
+    if (source is None) != (target is None):
+        problems.append(Problem(where="--source --target", what="pairs have two sides", allowed="both or neither"))
+    if not -10 <= length_penalty <= 10:  # also refuses NaN
+        problems.append(
+            Problem(where="--length-penalty", what="out of range", got=str(length_penalty), allowed="-10 to 10")
+        )
+    if problems:
+        raise ConfigError(*problems)
+    opened = find_run(runs[0], checkpoint)
+    if compare or is_pairs(opened.config.data):
+        if text is not None or stride is not None:
+            raise ConfigError(Problem(where="--text" if text is not None else "--stride",
+                                      what="translators are judged on pairs, sentence by sentence",
+                                      attempt="--source FILE --target FILE"))  # fmt: skip
+        _translators(runs, source, target, beams, length_penalty, checkpoint, average, as_json)
+        return
+    if source is not None:
+        raise ConfigError(Problem(where="--source", what="this run does not translate", attempt="--text FILE"))
     if opened.config.model.kind == "bert":
         if stride is not None:
             what = "this model reads rows, not windows that advance"
             raise ConfigError(Problem(where="--stride", what=what, attempt="leave --stride out"))
-        found = _blanks(opened, checkpoint, text)
-        emit(found, as_json, lambda: _table(found))
+        found = _blanks(opened, checkpoint, text, average)
+        emit(found, as_json, lambda: _facts(found))
         return
-    model = opened.model(checkpoint, say)
+    model = opened.model(checkpoint, say, average)
     if stride is not None and model.context is None:
         say("the model reads the text in one go, so --stride changes nothing")
     elif stride is not None and model.context is not None and stride > model.context:
@@ -54,16 +94,15 @@ def command(run: Path, text: str | None, stride: int | None, checkpoint: str, as
         file = _held_out(opened)
         result = evaluate_tokens(model, opened.tokenizer, file.tokens, file.meta.bytes, stride)
     facts = asdict(result)
-    emit(facts, as_json, lambda: _table(facts))
+    emit(facts, as_json, lambda: _facts(facts))
 
 
-def _table(facts: dict[str, Any]) -> Table:
+def _facts(facts: dict[str, Any]) -> Table:
     return Table(["", "value"], [[name.replace("_", " "), value] for name, value in facts.items()])
 
 
 def _held_out(run: Run) -> TokenFile:
     """The run's test text, or its validation text."""
-    from gradatim.errors import DataError, Problem
     from gradatim.text.prepare import prepare
     from gradatim.text.sources import brings_its_own_splits
 
@@ -81,18 +120,18 @@ def _held_out(run: Run) -> TokenFile:
     return file
 
 
-def _blanks(run: Run, checkpoint: str, text: str | None) -> dict[str, Any]:
+def _blanks(run: Run, checkpoint: str, text: str | None, average: int) -> dict[str, Any]:
     """The figures of a model that fills in blanks and judges pairs."""
     import tempfile
     from dataclasses import replace
 
     from gradatim.evaluate.masked import evaluate_masked
     from gradatim.models.bert import BERT
-    from gradatim.text.pairs import MaskedRows
+    from gradatim.text.masked_rows import MaskedRows
     from gradatim.text.prepare import prepare
 
     config = run.config
-    model = run.network(checkpoint, say)
+    model = run.network(checkpoint, say, average)
     assert isinstance(model, BERT)
     with tempfile.TemporaryDirectory() as folder:
         if text is None:
@@ -105,3 +144,92 @@ def _blanks(run: Run, checkpoint: str, text: str | None) -> dict[str, Any]:
             file, run.tokenizer, model.config, config.context, config.global_batch, config.seed, config.data.packing
         )
         return asdict(evaluate_masked(model, rows))
+
+
+def _translators(
+    runs: tuple[Path, ...], source: str | None, target: str | None, beams: int, alpha: float, checkpoint: str,
+    average: int, as_json: bool,
+) -> None:  # fmt: skip
+    from gradatim.cli.runs import open_translator
+    from gradatim.evaluate.bleu import compare
+    from gradatim.evaluate.translation import evaluate_pairs
+
+    found: list[tuple[Path, TranslationEvaluation, list[str]]] = []
+    pairs: list[Pair] = []
+    lowercase = False
+    for run in runs:
+        opened, translating = open_translator(run, checkpoint, average)
+        own = _pairs(opened, source, target)
+        if pairs and own != pairs:
+            raise DataError(Problem(where=str(run), what="this run is judged on other pairs than the first",
+                                    got=f"{len(own):,} pairs", allowed=f"the {len(pairs):,} pairs of {runs[0]}",
+                                    attempt="--source FILE --target FILE"))  # fmt: skip
+        pairs, lowercase = own, lowercase or translating.tokenizer.lowercase
+        tokenised = opened.config.data.tokenised
+        result, hypotheses = evaluate_pairs(translating, pairs, tokenised=tokenised, beams=beams, alpha=alpha, say=say)
+        found.append((run, result, hypotheses))
+    if len(found) == 1:
+        facts = asdict(found[0][1])
+        emit(facts, as_json, lambda: _one(facts))
+        return
+    references = [pair[1] for pair in pairs]
+    first = found[0]
+    differences = [
+        {"run": str(run), "baseline": str(first[0]),
+         **asdict(compare(hypotheses, first[2], references, lowercase=lowercase))}
+        for run, _, hypotheses in found[1:]
+    ]  # fmt: skip
+    document = {
+        "runs": [{"run": str(run), **asdict(result)} for run, result, _ in found],
+        "comparisons": differences,
+    }
+    emit(document, as_json, lambda: _several(document))
+
+
+def _pairs(run: Run, source: str | None, target: str | None) -> list[Pair]:
+    """What to judge on: the files given, or the run's test pairs, or its validation pairs."""
+    from dataclasses import replace
+
+    from gradatim.text.pairs import read_pairs
+    from gradatim.text.sources import Tally
+
+    data, tally = run.config.data, Tally()
+    if source is not None and target is not None:
+        data = replace(data, test=(), split="given", test_source=(source,), test_target=(target,))
+    for split in ("test", "valid"):
+        found = read_pairs(data, split, tally)
+        if found:
+            say(f"on {len(found):,} pairs" + ("" if source else f" of the run's {split} part"))
+            for what, count in tally.dropped.items():
+                say(f"{what}: {count:,}")
+            return found
+    raise DataError(
+        Problem(where=str(run.directory), what="the run has neither test nor validation pairs",
+                attempt="--source FILE --target FILE")
+    )  # fmt: skip
+
+
+def _one(facts: dict[str, Any]) -> list[str | Table]:
+    rows = facts["by_source_length"]
+    plain = {name: value for name, value in facts.items() if name != "by_source_length"}
+    by_length = Table(["source words", "sentences", "BLEU"], [list(row.values()) for row in rows])
+    return [_facts(plain), "", by_length]
+
+
+def _several(document: dict[str, Any]) -> list[str | Table]:
+    names = ["bleu", "chrf", "bleu_tokenised", "perplexity", "sentences_per_second"]
+    runs = [[row["run"], *(row[name] for name in names)] for row in document["runs"]]
+    lengths = [part["words"] for part in document["runs"][0]["by_source_length"]]
+    by_length = [[row["run"], *(part["bleu"] for part in row["by_source_length"])] for row in document["runs"]]
+    pairs = [[row["run"], row["difference"], row["low"], row["high"], row["p"]] for row in document["comparisons"]]
+    signature = document["runs"][0]["signature"]
+    return [
+        Table(["run", *(name.replace("_", " ") for name in names)], runs),
+        f"sacreBLEU {signature}; bleu tokenised by {document['runs'][0]['bleu_tokenised_by']}",
+        "",
+        Table(["BLEU by source words", *lengths], by_length),
+        "",
+        Table(
+            ["run", "BLEU less the first's", "from", "to", "p"], pairs, "paired bootstrap, 1,000 samples, 95 % between"
+        ),
+    ]

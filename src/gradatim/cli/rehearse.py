@@ -15,6 +15,7 @@ from gradatim.cli.output import Table, Verb, emit, json_option, overrides_argume
 from gradatim.config import load
 from gradatim.config.derived import world_size
 from gradatim.config.grid import place_text
+from gradatim.config.rules_pairs import is_pairs
 from gradatim.config.settings import NgramConfig, RunConfig
 from gradatim.errors import ConfigError, Problem
 
@@ -96,6 +97,16 @@ def _fitted(recipe: str, overrides: dict[str, str], rank_text: str, world_text: 
                 what="n-grams are counted, there is no step to rehearse",
                 got="ngram",
                 allowed="a network",
+                attempt="gradatim rehearse gpt --rank 0 --world 1",
+            )
+        )
+    if not loaded.problems and is_pairs(loaded.config.data):
+        problems.append(
+            Problem(
+                where="model.kind",
+                what="pairs differ in length from step to step; only steps of one shape are rehearsed",
+                got=loaded.config.model.kind,
+                allowed="a language model",
                 attempt="gradatim rehearse gpt --rank 0 --world 1",
             )
         )

@@ -6,22 +6,37 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gradatim.cli.output import say
+from gradatim.config.rules_pairs import is_pairs
 from gradatim.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
+    from gradatim.decode.translate import Translating
     from gradatim.models.protocol import LanguageModel
     from gradatim.train import Run
 
 
-def open_run(directory: Path, checkpoint: str = "best") -> tuple[Run, LanguageModel]:
-    """The run and its language model at a checkpoint: ``best``, ``last``, or a step.
+def open_run(
+    directory: Path, checkpoint: str = "best", translates: bool = False, average: int = 1
+) -> tuple[Run, LanguageModel]:
+    """The run and its model at a checkpoint (``best``, ``last``, or a step), or the mean of its newest ``average``.
 
     Raises:
-        ConfigError: the checkpoint is neither, or the model is no language model.
+        ConfigError: the checkpoint is neither, the model is no language model, or the run is a translator and the verb
+            is not for those.
         CheckpointError: no such run or checkpoint, or it is damaged.
     """
     run = find_run(directory, checkpoint)
-    return run, run.model(checkpoint, say)
+    if is_pairs(run.config.data) and not translates:
+        raise ConfigError(
+            Problem(
+                where=str(directory),
+                what="this run translates; without a source sentence it has nothing to say",
+                got=f"kind {run.config.model.kind}",
+                allowed="a language model",
+                attempt=f"gradatim translate {directory} FILE",
+            )
+        )
+    return run, run.model(checkpoint, say, average)
 
 
 def find_run(directory: Path, checkpoint: str = "best") -> Run:
@@ -39,3 +54,28 @@ def find_run(directory: Path, checkpoint: str = "best") -> Run:
     from gradatim.train import Run
 
     return Run.open(directory)
+
+
+def open_translator(directory: Path, checkpoint: str = "best", average: int = 1) -> tuple[Run, Translating]:
+    """As ``open_run``, of a translation run: its model with both tokenizers.
+
+    Raises:
+        ConfigError: the run is a language model.
+    """
+    from gradatim.decode.translate import Translating
+    from gradatim.models.translator import Translator
+
+    run, model = open_run(directory, checkpoint, True, average)
+    if not isinstance(model, Translator):
+        raise ConfigError(
+            Problem(
+                where=str(directory),
+                what="this run does not translate",
+                got=f"kind {run.config.model.kind}",
+                allowed="kind translate-lm, seq2seq or transformer",
+                attempt="gradatim train translate-demo",
+            )
+        )
+    return run, Translating(
+        model=model, source_tokenizer=run.source_tokenizer, tokenizer=run.tokenizer, context=run.config.context
+    )

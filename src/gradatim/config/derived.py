@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from gradatim.config.settings import BertConfig, GptConfig, LayoutConfig, RunConfig
+from gradatim.config.settings import BertConfig, GptConfig, LayoutConfig, RunConfig, TransformerConfig
 
 
-def feed_forward_width(config: GptConfig | BertConfig) -> int:
+def feed_forward_width(config: GptConfig | BertConfig | TransformerConfig) -> int:
     """``d_ff``, or its customary value."""
     if config.d_ff is not None:
         return config.d_ff

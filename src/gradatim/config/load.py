@@ -77,7 +77,7 @@ def load(recipe: str | Path, overrides: Mapping[str, str] | None = None, *, to_t
     tree, notes = _make_way(tree, given)
     tree = merge(tree, given, found)
     decoder = Decoder(problems=found)
-    config = decoder.value(RunConfig, tree)
+    config = _without_default_text(decoder.value(RunConfig, tree), decoder)
     found += rules.problems(config, decoder.places, decoder.broken, to_train)
     return Loaded(config=config, problems=tuple(sorted(found, key=_reading_order)), notes=tuple(notes))
 
@@ -164,12 +164,21 @@ def _read(recipe: str) -> tuple[bytes, str]:
 # --------------------------------------------------------------------------- what overrides replace
 
 
+def _without_default_text(config: RunConfig, decoder: Decoder) -> RunConfig:
+    """Pairs in aligned files stand instead of data.train, whose default is a text."""
+    if not config.data.train_source or "data.train" in decoder.places:
+        return config
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, train=()))
+
+
 def _make_way(tree: Entry, overrides: Mapping[str, str]) -> tuple[Entry, list[str]]:
     """Take out of a recipe what an override makes void: splits of other text, fields of another kind."""
     notes: list[str] = []
-    if "data.train" in overrides:
-        tree, dropped = _drop(tree, "data", lambda key: key in ("valid", "test") and f"data.{key}" not in overrides)
-        notes += [f"--data.train replaces the recipe's text, so its data.{key} is dropped" for key in dropped]
+    replaced = next((name for name in ("train", "train_source") if f"data.{name}" in overrides), None)
+    if replaced is not None:
+        tree, dropped = _drop(tree, "data", lambda key: key in _TEXTS and f"data.{key}" not in overrides)
+        dropped = [key for key in dropped if key != replaced]
+        notes += [f"--data.{replaced} replaces the recipe's text, so its data.{key} is dropped" for key in dropped]
     kind = overrides.get("model.kind")
     kinds = variants(hints(RunConfig)["model"])
     if kind in kinds:
@@ -179,6 +188,10 @@ def _make_way(tree: Entry, overrides: Mapping[str, str]) -> tuple[Entry, list[st
             names = ", ".join(f"model.{key}" for key in dropped)
             notes.append(f"--model.kind {kind} drops the recipe's fields of another kind: {names}")
     return _shorten(tree, overrides, notes), notes
+
+
+_TEXTS = {f"{split}{side}" for split in ("train", "valid", "test") for side in ("", "_source", "_target")}
+"""Settings that name text: naming what is learned from replaces them all."""
 
 
 def _shorten(tree: Entry, overrides: Mapping[str, str], notes: list[str]) -> Entry:

@@ -14,6 +14,7 @@ from typing import Any
 from gradatim.config.describe import scalar_text
 from gradatim.config.nearby import divisors, either, multiples
 from gradatim.config.rules_layout import layout
+from gradatim.config.rules_pairs import PAIR_CORPORA, is_pairs, pairs
 from gradatim.config.settings import BertConfig, GptConfig, NgramConfig, RecurrentConfig, RunConfig
 from gradatim.errors import Problem
 
@@ -27,6 +28,7 @@ RANGES: dict[str, str] = {
     "seed": "[0, 4294967295]",
     "steps": COUNT,
     "global_batch": COUNT,
+    "batch_tokens": COUNT,
     "context": COUNT,
     "max_skipped_steps": "[0, inf)",
     "model.order": COUNT,
@@ -36,9 +38,12 @@ RANGES: dict[str, str] = {
     "model.d_embedding": COUNT,
     "model.d_ff": COUNT,
     "model.n_layers": COUNT,
+    "model.n_encoder_layers": COUNT,
     "model.n_heads": COUNT,
     "model.n_kv_heads": COUNT,
     "model.dropout": SHARE,
+    "model.attention_dropout": SHARE,
+    "model.label_smoothing": SHARE,
     "model.embedding_dropout": SHARE,
     "model.weight_drop": SHARE,
     "model.rope_theta": POSITIVE,
@@ -48,6 +53,7 @@ RANGES: dict[str, str] = {
     "model.short": "[0, 1]",
     "data.tokenizer.vocab_size": "[2, 2147483647]",
     "data.tokenizer.min_count": COUNT,
+    "data.held_out": SHARE,
     "optimizer.lr": POSITIVE,
     "optimizer.min_lr": "[0, inf)",
     "optimizer.warmup": "[0, inf)",
@@ -92,7 +98,7 @@ def problems(
     rules = Rules(config, places or {}, broken | ranges.failed)
     if to_train:
         _text(config, rules)
-    for group in (_model, _start, _optimizer, layout, _data, _evaluation):
+    for group in (_model, _start, _optimizer, layout, _data, pairs, _evaluation):
         group(config, rules)
     return ranges.found + rules.found
 
@@ -265,7 +271,7 @@ def _optimizer(config: RunConfig, rules: Rules) -> None:
 
 def _text(config: RunConfig, rules: Rules) -> None:
     rules.require(
-        bool(config.data.train),
+        bool(config.data.train) or is_pairs(config.data),
         "data.train",
         "there is nothing to learn from",
         allowed=f"{', '.join(BUILT_IN)} or files",
@@ -304,7 +310,9 @@ def _data(config: RunConfig, rules: Rules) -> None:
 
 
 def _evaluation(config: RunConfig, rules: Rules) -> None:
-    held_out = bool(config.data.valid) or bool(set(config.data.train) & set(BUILT_IN))
+    data = config.data
+    brought = set(data.train) & {*BUILT_IN, *PAIR_CORPORA}
+    held_out = bool(data.valid or data.valid_source or brought) or data.split == "component"
     rules.require(
         config.evaluation.patience is None or held_out,
         "evaluation.patience data.valid",

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING
 
 from gradatim.config.derived import feed_forward_width, world_size
 from gradatim.config.nearby import closest, divisors, either, multiples
-from gradatim.config.settings import BertConfig, GptConfig, NgramConfig, RecurrentConfig, RunConfig
+from gradatim.config.settings import (
+    BertConfig,
+    GptConfig,
+    NgramConfig,
+    RecurrentConfig,
+    RunConfig,
+    Seq2SeqConfig,
+    TransformerConfig,
+    TranslateLmConfig,
+)
 
 if TYPE_CHECKING:
     from gradatim.config.rules import Rules
@@ -20,19 +29,29 @@ SIZES = ("tp", "pp", "dp")
 WHY_ALONE = {
     NgramConfig: "n-grams are counted in one pass over the text, in one process",
     RecurrentConfig: "a recurrent model reads its text as one stream, step by step, in one process",
+    Seq2SeqConfig: "a recurrent translator works step by step, in one process",
+    TranslateLmConfig: "a translator that is one language model trains in one process",
 }
 """Why a kind of model trains in one process."""
 
 
 def layout(config: RunConfig, rules: Rules) -> None:
     """Every reason why a layout cannot be had."""
-    _batch(config, rules)
+    if config.batch_tokens is None:
+        _batch(config, rules)
+    if isinstance(config.model, TransformerConfig):
+        _encoder_decoder(config, config.model, rules)
+        return
     if not isinstance(config.model, (GptConfig, BertConfig)):
         _alone(config, rules)
         return
     _tensor(config, config.model, rules)
     _pipeline(config, config.model, rules)
     _schedule(config, rules)
+    _zero(config, rules)
+
+
+def _zero(config: RunConfig, rules: Rules) -> None:
     rules.require(
         config.layout.zero < 2,
         "layout.zero",
@@ -63,6 +82,21 @@ def _alone(config: RunConfig, rules: Rules) -> None:
         )
 
 
+def _encoder_decoder(config: RunConfig, model: TransformerConfig, rules: Rules) -> None:
+    """Encoder and decoder are cut by tensor and data parallelism, and stay in one stage."""
+    _tensor(config, model, rules)
+    _zero(config, rules)
+    why = "a decoder needs the whole encoder at hand, so the two are one stage"
+    for name, only in {"pp": 1, "chunks": 1, "sequence_parallel": False}.items():
+        rules.require(
+            getattr(config.layout, name) == only,
+            f"layout.{name} model.kind",
+            why if name != "sequence_parallel" else "source and target differ in length, and are not cut by positions",
+            allowed=str(only).lower(),
+            attempt=f"--layout.{name} {str(only).lower()}",
+        )
+
+
 def _batch(config: RunConfig, rules: Rules) -> None:
     """The batch is shared by replicas, and a replica's share by microbatches."""
     dp, microbatch, batch = config.layout.dp, config.layout.microbatch, config.global_batch
@@ -90,7 +124,7 @@ def _batch(config: RunConfig, rules: Rules) -> None:
         )
 
 
-def _tensor(config: RunConfig, model: GptConfig | BertConfig, rules: Rules) -> None:
+def _tensor(config: RunConfig, model: GptConfig | BertConfig | TransformerConfig, rules: Rules) -> None:
     """What is cut into tp equal parts: heads, width of the feed-forward layer, vocabulary, perhaps the context."""
     tp = config.layout.tp
     width = feed_forward_width(model)

@@ -138,7 +138,113 @@ class BertConfig:
     """Share of pairs that are shorter than the context, by a random length."""
 
 
-ModelConfig = NgramConfig | WindowConfig | RecurrentConfig | GptConfig | BertConfig
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TranslateLmConfig:
+    """Translation as completion: one language model reads the source and writes the target after it."""
+
+    kind: Literal["translate-lm"] = "translate-lm"
+    """One language model over source, boundary, target."""
+    body: Literal["lstm", "gru", "gpt"] = "lstm"
+    """What reads: a recurrent network, or a Transformer with rotary positions."""
+    mask: Literal["causal", "prefix"] = "causal"
+    """gpt: whether source words see those before them only, or the whole source."""
+    loss_on: Literal["target", "all"] = "target"
+    """What is learned: the translation alone, or the source sentence as well."""
+    d_model: int = 256
+    """Width of the hidden state or residual stream."""
+    n_layers: int = 2
+    """Recurrent layers or Transformer blocks."""
+    n_heads: int = 4
+    """gpt: attention heads."""
+    d_ff: int | None = None
+    """gpt: width inside the feed-forward layer; null means 4 d_model."""
+    dropout: float = 0.0
+    """Share of activations dropped."""
+    label_smoothing: float = 0.0
+    """Share of each target's probability that training spreads evenly over the vocabulary."""
+    tied: bool = True
+    """Use the input embedding as the output matrix."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Seq2SeqConfig:
+    """Recurrent encoder and decoder, with or without attention."""
+
+    kind: Literal["seq2seq"] = "seq2seq"
+    """An encoder reads the source, a decoder writes the target from the encoder's last state (and attention)."""
+    cell: Literal["lstm", "gru"] = "lstm"
+    """Long short-term memory, or gated recurrent unit."""
+    d_model: int = 256
+    """Width of the decoder's hidden state; the encoder's, both directions together, is the same."""
+    d_embedding: int | None = None
+    """Width of a token's embedding; null means d_model."""
+    n_layers: int = 1
+    """Recurrent layers of encoder and decoder each."""
+    bidirectional: bool = True
+    """Whether the encoder reads in both directions, each half as wide."""
+    reversed_source: bool = False
+    """Read the source from its end (Sutskever et al., 2014)."""
+    attention: Literal["none", "additive", "dot", "general"] = "none"
+    """How the decoder looks at the source: not at all, Bahdanau's v·tanh(W s + U h), Luong's s·h or s·W h."""
+    input_feeding: bool = False
+    """Hand the attentional vector of a step to the next one as input (Luong et al., 2015)."""
+    coverage: bool = False
+    """Let the score of a source position know how much attention it has had (Tu et al., 2016)."""
+    dropout: float = 0.0
+    """Share of units dropped at embeddings, between layers and before the output."""
+    label_smoothing: float = 0.0
+    """Share of each target's probability that training spreads evenly over the vocabulary."""
+    tied: bool = True
+    """Use the target embedding as the output matrix (through a projection where the widths differ)."""
+    shared: bool = False
+    """Use one embedding for source and target (which needs data.joint)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TransformerConfig:
+    """Encoder-decoder Transformer (Vaswani et al., 2017)."""
+
+    kind: Literal["transformer"] = "transformer"
+    """Encoder blocks of self-attention; decoder blocks that also attend to the encoder."""
+    d_model: int = 256
+    """Width of the residual stream."""
+    n_layers: int = 4
+    """Blocks of the decoder."""
+    n_encoder_layers: int | None = None
+    """Blocks of the encoder; null means n_layers."""
+    n_heads: int = 4
+    """Attention heads; each is d_model / n_heads wide."""
+    d_ff: int | None = None
+    """Width inside the feed-forward layer; null means 4 d_model."""
+    dropout: float = 0.1
+    """Share of activations dropped after embedding, attention and feed-forward."""
+    attention_dropout: float = 0.0
+    """Share of attention weights dropped."""
+    label_smoothing: float = 0.1
+    """Share of each target's probability that training spreads evenly over the vocabulary."""
+    embeddings: Literal["shared", "tied", "separate"] = "shared"
+    """One matrix for source, target and output (needs data.joint); for target and output; or three."""
+    positions: Literal["sinusoidal", "learned", "rotary"] = "sinusoidal"
+    """How order enters: fixed waves, a learned vector per position, or rotations in self-attention."""
+    rope_theta: float = 10000.0
+    """Base of the rotary wavelengths."""
+    norm_position: Literal["pre", "post"] = "pre"
+    """Norm before each sublayer (and once at the end), or after each residual sum as in the paper."""
+    norm: Literal["layer", "rms"] = "layer"
+    """LayerNorm or RMSNorm."""
+    norm_eps: float = 1e-5
+    """Added to the variance inside the norm."""
+    activation: Literal["relu", "gelu", "swiglu"] = "relu"
+    """Non-linearity of the feed-forward layer."""
+    bias: bool = True
+    """Biases in linear layers and LayerNorm."""
+    vocab_multiple: int = 64
+    """The output matrix is padded up to a multiple of this; padding is masked and never predicted."""
+
+
+TranslatorConfig = TranslateLmConfig | Seq2SeqConfig | TransformerConfig
+"""What learns from pairs."""
+ModelConfig = NgramConfig | WindowConfig | RecurrentConfig | GptConfig | BertConfig | TranslatorConfig
 
 # --------------------------------------------------------------------------- data
 
@@ -154,7 +260,7 @@ class TokenizerConfig:
     split: Literal["whitespace", "words"] = "whitespace"
     """word only: cut at white space alone, or keep runs of letters and digits and drop punctuation."""
     lowercase: bool = False
-    """Fold to lower case before anything else (the text is then not recoverable)."""
+    """word, bpe and wordpiece: fold to lower case before anything else (the text is then not recoverable)."""
     min_count: int = 1
     """word and char: rarer entries of the training text become the unknown one."""
     path: str | None = None
@@ -177,6 +283,32 @@ class DataConfig:
     """The text field of .jsonl, .parquet and Hugging Face data."""
     packing: Literal["across", "within"] = "across"
     """Whether a training sample may run across the end of a document."""
+    source_language: str | None = None
+    """Pairs: what is translated from; names the column of a table. null: the text is no pairs."""
+    target_language: str | None = None
+    """Pairs: what is translated into."""
+    train_source: tuple[str, ...] = ()
+    """Pairs in aligned files instead of data.train: the source sentences, one a line."""
+    train_target: tuple[str, ...] = ()
+    """Their translations, line by line."""
+    valid_source: tuple[str, ...] = ()
+    """Pairs in aligned files, for validation: the source sentences."""
+    valid_target: tuple[str, ...] = ()
+    """Their translations."""
+    test_source: tuple[str, ...] = ()
+    """Pairs in aligned files, for the final measurement: the source sentences."""
+    test_target: tuple[str, ...] = ()
+    """Their translations."""
+    columns: tuple[str, ...] = ()
+    """Pairs in .tsv files: the language of each column, the first ones first."""
+    split: Literal["given", "component"] = "given"
+    """Pairs: component holds out part of the training pairs, keeping together what shares a sentence."""
+    held_out: tuple[float, float] = (0.05, 0.05)
+    """Pairs split by component: shares of validation and test."""
+    joint: bool = True
+    """Pairs: one vocabulary for both languages, or one for each."""
+    tokenised: bool = False
+    """Pairs: spaces stand between words and punctuation already; bleu_tokenised then counts what they separate."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     """How text becomes ids."""
     cache: str = "runs/.cache"
@@ -281,9 +413,11 @@ class RunConfig:
     steps: int = 1000
     """Updates of the weights."""
     global_batch: int = 64
-    """Sequences per step."""
+    """Sequences (or sentence pairs) per step."""
+    batch_tokens: int | None = None
+    """Pairs: instead of global_batch, most tokens a side per step, padding included; those of like length together."""
     context: int = 256
-    """Tokens per sequence; for recurrent models, the length of truncated back-propagation."""
+    """Tokens per sequence (pairs: of each side); for recurrent models, the length of truncated back-propagation."""
     model: ModelConfig = field(default_factory=GptConfig)
     """What is trained; `kind` says which, and each kind has fields of its own."""
     init_from: str | None = None

@@ -39,6 +39,10 @@ class Reader:
         kept = self.ids[:, self.dropped :]
         return self._read(kept, self.model.start(len(kept)))
 
+    def opening(self) -> Float[Tensor, "b v"]:
+        """Read ``ids`` from the ``state`` at hand, which fits them; the distribution of what follows."""
+        return self._read(self.ids, self.state)
+
     def push(self, tokens: Int[Tensor, " b"]) -> Float[Tensor, "b v"]:
         """Append one token per row; the distribution of what follows."""
         self.ids = torch.cat([self.ids, tokens[:, None]], dim=1)

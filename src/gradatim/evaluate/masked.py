@@ -14,7 +14,7 @@ import torch
 
 from gradatim.models.bert import BERT, padding_mask
 from gradatim.text.batches import IGNORE
-from gradatim.text.pairs import MaskedRows
+from gradatim.text.masked_rows import MaskedRows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

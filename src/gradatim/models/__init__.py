@@ -4,22 +4,36 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradatim.config.settings import BertConfig, GptConfig, ModelConfig, RecurrentConfig, WindowConfig
+from gradatim.config.settings import (
+    BertConfig,
+    GptConfig,
+    ModelConfig,
+    RecurrentConfig,
+    Seq2SeqConfig,
+    TransformerConfig,
+    TranslateLmConfig,
+    WindowConfig,
+)
 
 if TYPE_CHECKING:
     from gradatim.models.neural import NeuralModel
 
 
-def build_model(config: ModelConfig, vocab_size: int, context: int, seed: int = 0) -> NeuralModel:
-    """A neural model with its initial weights, a pure function of the arguments. N-grams are fitted instead."""
+def build_model(
+    config: ModelConfig, vocab_size: int, context: int, seed: int = 0, source_vocab_size: int | None = None
+) -> NeuralModel:
+    """A neural model with its initial weights, a pure function of the arguments. N-grams are fitted instead.
+
+    ``source_vocab_size`` is that of a translator's source where it has a vocabulary of its own.
+    """
     from gradatim.models.layers.init import initialise
 
-    model = new_model(config, vocab_size, context)
+    model = new_model(config, vocab_size, context, source_vocab_size)
     initialise(model, seed)
     return model
 
 
-def new_model(config: ModelConfig, vocab_size: int, context: int) -> NeuralModel:
+def new_model(config: ModelConfig, vocab_size: int, context: int, source_vocab_size: int | None = None) -> NeuralModel:
     """A neural model whose weights mean nothing yet; under ``torch.device("meta")`` they take no memory either."""
     if isinstance(config, GptConfig):
         from gradatim.models.gpt import GPT
@@ -37,4 +51,16 @@ def new_model(config: ModelConfig, vocab_size: int, context: int) -> NeuralModel
         from gradatim.models.bert import BERT
 
         return BERT(config, vocab_size, context)
+    if isinstance(config, TranslateLmConfig):
+        from gradatim.models.translate_lm import TranslateLM
+
+        return TranslateLM(config, vocab_size, context)
+    if isinstance(config, Seq2SeqConfig):
+        from gradatim.models.seq2seq import Seq2Seq
+
+        return Seq2Seq(config, vocab_size, source_vocab_size)
+    if isinstance(config, TransformerConfig):
+        from gradatim.models.transformer import Transformer
+
+        return Transformer(config, vocab_size, context, source_vocab_size)
     raise TypeError(f"{type(config).__name__} is fitted by counting (models.ngram), not built")

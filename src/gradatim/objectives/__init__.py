@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from gradatim.config.settings import BertConfig, RunConfig
+from gradatim.config.settings import BertConfig, RunConfig, Seq2SeqConfig, TransformerConfig, TranslateLmConfig
 from gradatim.objectives.masked import Masked
 from gradatim.objectives.next_token import NextToken
 from gradatim.objectives.objective import Objective
+from gradatim.objectives.translation import Translation
 
 
 def objective_of(config: RunConfig) -> Objective:
     """What a run learns."""
     if isinstance(config.model, BertConfig):
         return Masked(pairs=config.model.pairs != "none")
+    if isinstance(config.model, (TranslateLmConfig, Seq2SeqConfig, TransformerConfig)):
+        return Translation(isinstance(config.model, TranslateLmConfig) and config.model.loss_on == "all")
     return NextToken()

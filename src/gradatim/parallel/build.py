@@ -18,6 +18,7 @@ from torch import nn
 from gradatim.config.settings import ModelConfig
 from gradatim.models import new_model
 from gradatim.models.layers.attention import SelfAttention
+from gradatim.models.layers.cross_attention import CrossAttention
 from gradatim.models.layers.embedding import Positions, Segments, WholeSequence
 from gradatim.models.layers.feed_forward import FeedForward
 from gradatim.models.layers.init import draw, seed_of
@@ -57,6 +58,7 @@ def build_chunk(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    source_vocab_size: int | None = None,
 ) -> Chunk:
     """Build this rank's part of a model.
 
@@ -76,11 +78,12 @@ def build_chunk(
         seed: of the initial weights.
         dtype: of the weights.
         device: where they live; on ``meta`` they are not drawn.
+        source_vocab_size: of a translator whose source has a vocabulary of its own.
     """
     device = torch.device(device)
     with torch.device("meta"):
-        model = new_model(config, vocab_size, context)
-    shapes = {shape.name: shape for shape in parameters(config, vocab_size, context)}
+        model = new_model(config, vocab_size, context, source_vocab_size)
+    shapes = {shape.name: shape for shape in parameters(config, vocab_size, context, source_vocab_size)}
     tied = "head.output.weight" not in shapes
     model.keep(layers, embed=embed, head=head)
     queue = WeightGradients() if deferred else None
@@ -141,6 +144,8 @@ def exchange_layers(
     for name, module in model.named_modules():
         if isinstance(module, FeedForward):
             module.project = columns
+        if isinstance(module, CrossAttention) and tp.size > 1 and not sequence_parallel:
+            module.core_random = partial(_shard_random, name, tp.index)
         if isinstance(module, SelfAttention) and tp.size > 1:
             kv_heads = module.qkv.weight.shape[0] // ((module.group + 2) * module.head_dim)
             if kv_heads % tp.size:

@@ -23,8 +23,8 @@ from gradatim.config.derived import microbatch_count
 from gradatim.config.settings import RunConfig
 from gradatim.errors import CheckpointError
 from gradatim.evaluate.likelihood import windows
-from gradatim.models.neural import NeuralLanguageModel
 from gradatim.objectives import objective_of
+from gradatim.objectives.next_token import NextToken
 from gradatim.parallel import state
 from gradatim.parallel.agree import tell
 from gradatim.parallel.build import build_chunk
@@ -39,7 +39,7 @@ from gradatim.schedules import Action, Schedule, build_schedule, lower
 from gradatim.shapes import parameter_count
 from gradatim.shapes.split import layers_of_chunks
 from gradatim.text.batches import IGNORE, Batch
-from gradatim.text.feed import rows_of, validation_rows
+from gradatim.text.feed import notes_of, rows_of, share_of, source_vocabulary, steps_per_epoch, validation_rows
 from gradatim.text.order import derive
 from gradatim.text.prepare import Prepared
 from gradatim.train.checkpoint import Checkpoint
@@ -70,7 +70,8 @@ class LayoutEngine:
         self.config, self.prepared, self.mesh, self.logs = config, prepared, mesh, logs
         self.leads, self.world, self.where = mesh.rank == 0, mesh.world, device()
         layout, vocabulary = config.layout, prepared.tokenizer.vocab_size
-        self.parameters = parameter_count(config.model, vocabulary, config.context)
+        source_words = source_vocabulary(prepared)
+        self.parameters = parameter_count(config.model, vocabulary, config.context, source_words)
         self.schedule = lower(
             build_schedule(
                 layout.schedule if layout.pp > 1 else "1f1b", layout.pp, microbatch_count(config), layout.chunks
@@ -82,7 +83,7 @@ class LayoutEngine:
                 config.model, vocabulary, config.context, layers=layers, embed=number == 0, head=number == last,
                 mesh=mesh, sequence_parallel=layout.sequence_parallel, recompute=layout.recompute,
                 deferred=layout.schedule == "zero-bubble" and layout.pp > 1, seed=config.seed,
-                dtype=weight_dtype(config.precision), device=self.where,
+                dtype=weight_dtype(config.precision), device=self.where, source_vocab_size=source_words,
             )
             for number, layers in enumerate(splits)
             if self.schedule.placement[number] == mesh.pp.index
@@ -93,8 +94,7 @@ class LayoutEngine:
         self.objective = objective_of(config)
         self.pipeline = self._pipeline(self.schedule)
         self.batches = rows_of(config, prepared)
-        rows = config.global_batch // layout.dp
-        self.rows = slice(mesh.dp.index * rows, (mesh.dp.index + 1) * rows)
+        self.notes = notes_of(self.batches, config)
         self.last: Timeline | None = None
         self.bubbles: deque[tuple[float, float]] = deque(maxlen=RECENT)
         """Of the latest steps, measured and simulated."""
@@ -120,7 +120,7 @@ class LayoutEngine:
         """See ``Engine``."""
         report_step(step + 1)
         config, mesh = self.config, self.mesh
-        batch = self.batches.batch(step, self.rows)
+        batch = share_of(self.batches, step, mesh.dp.index, mesh.dp.size)
         once = mesh.tp.index == 0  # of ranks that hold the same numbers, one speaks
         mine = {**self.objective.counts(batch), "tokens": self.objective.tokens(batch)}
         *counted, tokens = map(int, self._sums(mine, once and mesh.pp.index == 0).values())  # also a common start
@@ -161,7 +161,7 @@ class LayoutEngine:
         return found
 
     def _here(self, batch: Batch) -> Batch:
-        return batch.map(lambda tensor: tensor.to(self.where))
+        return batch.to(self.where)
 
     def _sums(self, values: Mapping[str, float], speaks: bool) -> dict[str, float]:
         """Sums over the ranks that speak; every rank adds the same numbers in the same order."""
@@ -187,7 +187,7 @@ class LayoutEngine:
 
     def steps_per_epoch(self) -> float:
         """See ``Engine``."""
-        return self.batches.samples / self.config.global_batch
+        return steps_per_epoch(self.batches)
 
     # ------------------------------------------------------------------ evaluation
 
@@ -202,7 +202,7 @@ class LayoutEngine:
         for model in models:
             model.eval()
         batches: Iterable[Batch]
-        if isinstance(models[0], NeuralLanguageModel):
+        if isinstance(self.objective, NextToken):
             parts = windows(context, tokens, boundary, stride=context)
             batches = (Batch(self._padded(ids, 0), self._padded(targets, IGNORE)) for ids, targets in parts)
         else:

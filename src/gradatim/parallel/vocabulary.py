@@ -33,6 +33,7 @@ from gradatim.parallel.collectives import (
     collect,
     combine,
     scatter,
+    spread,
     stack_of_ranks,
 )
 from gradatim.parallel.mesh import Axis
@@ -130,6 +131,17 @@ class VocabOutput(Output):
         low = autocast_dtype(hidden)
         loss: Tensor = VocabCrossEntropy.apply(hidden, self.weight, self.bias, targets, self, low)  # type: ignore[no-untyped-call]
         return loss
+
+    def spread(self, hidden: Float[Tensor, "b t d"], targets: Int[Tensor, "b t"]) -> Float[Tensor, ""]:
+        """See ``Output.spread``: each rank's words give their part of the targets' logits and of the mean."""
+        if self.sequence_parallel:
+            raise ValueError("label smoothing reads whole sequences")
+        places = (targets.flatten() != IGNORE).nonzero()[:, 0]
+        h, own = spread(hidden, self.axis).flatten(0, -2)[places], targets.flatten()[places]
+        own, words = own - self.axis.index * len(self.weight), self.words()
+        here = (own >= 0) & (own < words)
+        picked = F.embedding(own.masked_fill(~here, 0), self.weight).masked_fill(~here[:, None], 0.0)
+        return combine((h * (picked - self.weight[:words].sum(0) / self.vocab_size)).sum(), self.axis)
 
 
 class VocabCrossEntropy(torch.autograd.Function):

@@ -64,7 +64,7 @@ def _facts(run: Run, rows: list[dict[str, Any]]) -> list[tuple[str, object]]:
     found: list[tuple[str, object]] = [
         ("model", run.config.model.kind),
         ("vocabulary", run.tokenizer.vocab_size),
-        ("text", ", ".join(run.config.data.train)),
+        ("text", ", ".join(run.config.data.train or (*run.config.data.train_source, *run.config.data.train_target))),
         *([("layout", layout_text(run.config.layout))] if world_size(run.config.layout) > 1 else []),
         ("steps", last.get("step")),
         ("tokens learned from", last.get("tokens")),

@@ -8,8 +8,17 @@ A parameter's name is its path in the model: ``embed.tokens.weight``, ``embed.po
 
 from __future__ import annotations
 
-from gradatim.config.settings import BertConfig, GptConfig, ModelConfig, RecurrentConfig, WindowConfig
-from gradatim.shapes import bert, gpt, recurrent, window
+from gradatim.config.settings import (
+    BertConfig,
+    GptConfig,
+    ModelConfig,
+    RecurrentConfig,
+    Seq2SeqConfig,
+    TransformerConfig,
+    TranslateLmConfig,
+    WindowConfig,
+)
+from gradatim.shapes import bert, gpt, recurrent, seq2seq, transformer, translate_lm, window
 from gradatim.shapes.parameters import (
     COLUMN,
     REPLICATED,
@@ -36,8 +45,13 @@ __all__ = [
 ]
 
 
-def parameters(config: ModelConfig, vocab_size: int, context: int) -> list[ParameterShape]:
-    """Every parameter of a model, in its order; none for n-grams, which are counted."""
+def parameters(
+    config: ModelConfig, vocab_size: int, context: int, source_vocab_size: int | None = None
+) -> list[ParameterShape]:
+    """Every parameter of a model, in its order; none for n-grams, which are counted.
+
+    ``source_vocab_size`` is that of a translator's source where it has a vocabulary of its own.
+    """
     if isinstance(config, GptConfig):
         return gpt.parameters(config, vocab_size, context)
     if isinstance(config, RecurrentConfig):
@@ -46,11 +60,20 @@ def parameters(config: ModelConfig, vocab_size: int, context: int) -> list[Param
         return window.parameters(config, vocab_size, context)
     if isinstance(config, BertConfig):
         return bert.parameters(config, vocab_size, context)
+    if isinstance(config, TranslateLmConfig):
+        return translate_lm.parameters(config, vocab_size, context)
+    if isinstance(config, Seq2SeqConfig):
+        return seq2seq.parameters(config, vocab_size, source_vocab_size)
+    if isinstance(config, TransformerConfig):
+        return transformer.parameters(config, vocab_size, context, source_vocab_size)
     return []
 
 
 def matmuls(config: ModelConfig, vocab_size: int, context: int) -> list[Matmul]:
-    """Every matrix product of one token's forward pass, in a sequence of ``context`` tokens."""
+    """Every matrix product of one token's forward pass, in a sequence of ``context`` tokens.
+
+    Of encoder-decoders: of one target token's and one source token's.
+    """
     if isinstance(config, GptConfig):
         return gpt.matmuls(config, vocab_size, context)
     if isinstance(config, RecurrentConfig):
@@ -59,12 +82,18 @@ def matmuls(config: ModelConfig, vocab_size: int, context: int) -> list[Matmul]:
         return window.matmuls(config, vocab_size, context)
     if isinstance(config, BertConfig):
         return bert.matmuls(config, vocab_size, context)
+    if isinstance(config, TranslateLmConfig):
+        return translate_lm.matmuls(config, vocab_size, context)
+    if isinstance(config, Seq2SeqConfig):
+        return seq2seq.matmuls(config, vocab_size, context)
+    if isinstance(config, TransformerConfig):
+        return transformer.matmuls(config, vocab_size, context)
     return []
 
 
-def parameter_count(config: ModelConfig, vocab_size: int, context: int) -> int:
+def parameter_count(config: ModelConfig, vocab_size: int, context: int, source_vocab_size: int | None = None) -> int:
     """Trainable numbers, padding of the vocabulary included, a tied matrix once."""
-    return sum(parameter.size for parameter in parameters(config, vocab_size, context))
+    return sum(parameter.size for parameter in parameters(config, vocab_size, context, source_vocab_size))
 
 
 def flops_per_token(config: ModelConfig, vocab_size: int, context: int) -> int:

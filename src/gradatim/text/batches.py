@@ -25,6 +25,19 @@ IGNORE = -100
 
 
 @dataclass(frozen=True, slots=True)
+class Source:
+    """Sentences to be translated, each closed by its boundary, side by side and filled up at the right."""
+
+    ids: Int[Tensor, "b s"]
+    lengths: Int[Tensor, " b"]
+    """Tokens of each, the boundary included; what stands behind them means nothing."""
+
+    def to(self, device: torch.device) -> Source:
+        """The same on another device."""
+        return Source(self.ids.to(device), self.lengths.to(device))
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """What one step trains on."""
 
@@ -41,16 +54,30 @@ class Batch:
     """Where in the row the targets are, if not at every token."""
     labels: Int[Tensor, " b"] | None = None
     """What is to be said of each row; -100 where nothing is."""
+    source: Source | None = None
+    """What each row translates, where the text is pairs."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Those that there are, by name."""
+        found = self._own()
+        if self.source is not None:
+            found |= {"source": self.source.ids, "source_lengths": self.source.lengths}
+        return found
+
+    def _own(self) -> dict[str, Tensor]:
         names = ("ids", "targets", "segments", "lengths", "positions", "labels")
         return {name: tensor for name in names if (tensor := getattr(self, name)) is not None}
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """The batch with every tensor put through a function."""
-        made: dict[str, Any] = {name: function(tensor) for name, tensor in self.tensors().items()}
+        made: dict[str, Any] = {name: function(tensor) for name, tensor in self._own().items()}
+        if self.source is not None:
+            made["source"] = Source(function(self.source.ids), function(self.source.lengths))
         return replace(self, **made)
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        return self.map(lambda tensor: tensor.to(device))
 
     def rows(self, rows: slice) -> Batch:
         """Some of the rows."""

@@ -1,7 +1,8 @@
-"""Which batches a run trains and is judged on, by what its model reads: windows, streams, or rows with blanks."""
+"""Which batches a run trains and is judged on: windows, streams, rows with blanks, or pairs, as its model reads."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 import numpy as np
@@ -9,17 +10,29 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradatim.config.settings import BertConfig, RecurrentConfig, RunConfig
+from gradatim.config.settings import (
+    BertConfig,
+    RecurrentConfig,
+    RunConfig,
+    Seq2SeqConfig,
+    TransformerConfig,
+    TranslateLmConfig,
+)
 from gradatim.text.batches import Batch, Streams, Windows
+from gradatim.text.masked_rows import MaskedRows
 from gradatim.text.masking import most_blanks
-from gradatim.text.pairs import MaskedRows
+from gradatim.text.pair_batches import PairBatches, held_out_batches
 from gradatim.text.prepare import Prepared
+
+VALID_TOKENS = 4096
+"""Tokens a side of the pairs that are judged at once, padding included."""
 
 
 class Rows(Protocol):
     """Batches of rows that do not depend on each other, so that replicas may share them."""
 
     samples: int
+    global_batch: int
 
     def draw(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Sample numbers of a step and the epoch of each."""
@@ -30,11 +43,16 @@ class Rows(Protocol):
         ...
 
 
-Feed = Rows | Streams
+Feed = Rows | Streams | PairBatches
 
 
-def rows_of(config: RunConfig, prepared: Prepared) -> Rows:
-    """The rows that a run trains on."""
+def rows_of(config: RunConfig, prepared: Prepared) -> Rows | PairBatches:
+    """The rows that a run trains on, which replicas may share."""
+    if isinstance(config.model, (TranslateLmConfig, Seq2SeqConfig, TransformerConfig)):
+        return PairBatches(
+            prepared.sources["train"], prepared.train, prepared.tokenizer.boundary, config.context,
+            config.global_batch, config.batch_tokens, config.seed,
+        )  # fmt: skip
     if isinstance(config.model, BertConfig):
         return masked_rows(config, prepared, "train")
     return Windows(prepared.train, config.context, config.global_batch, config.seed, config.data.packing)
@@ -45,6 +63,32 @@ def feed_of(config: RunConfig, prepared: Prepared) -> Feed:
     if isinstance(config.model, RecurrentConfig):
         return Streams(prepared.train, config.context, config.global_batch)
     return rows_of(config, prepared)
+
+
+def share_of(rows: Rows | PairBatches, step: int, index: int, parts: int) -> Batch:
+    """What replica ``index`` of ``parts`` trains on in a step."""
+    if isinstance(rows, PairBatches):
+        return rows.batch(step, (index, parts))
+    size = rows.global_batch // parts
+    return rows.batch(step, slice(index * size, (index + 1) * size))
+
+
+def steps_per_epoch(feed: Feed) -> float:
+    """Steps that see the training text once."""
+    if isinstance(feed, Streams):
+        return float(feed.steps)
+    return feed.steps_per_epoch if isinstance(feed, PairBatches) else feed.samples / feed.global_batch
+
+
+def notes_of(feed: Feed, config: RunConfig) -> tuple[str, ...]:
+    """What is to be said of text that is not trained on: pairs that do not fit."""
+    many = feed.left_out if isinstance(feed, PairBatches) else 0
+    return (f"{many:,} pairs are longer than the context ({config.context}) and left out",) if many else ()
+
+
+def source_vocabulary(prepared: Prepared) -> int | None:
+    """The size of a translator's source vocabulary; None where there are no pairs."""
+    return None if prepared.source_tokenizer is None else prepared.source_tokenizer.vocab_size
 
 
 def masked_rows(config: RunConfig, prepared: Prepared, split: str) -> MaskedRows:
@@ -72,6 +116,15 @@ def empty_batch(config: RunConfig, rows: int) -> Batch:
     )  # fmt: skip
 
 
-def validation_rows(config: RunConfig, prepared: Prepared) -> list[Batch]:
-    """What a model that fills in blanks is judged on while it trains: always the same rows."""
+def validation_rows(config: RunConfig, prepared: Prepared) -> Iterable[Batch]:
+    """What a model that fills in blanks or translates is judged on while it trains: always the same rows.
+
+    Pairs are those that fit the context.
+    """
+    if prepared.source_tokenizer is not None:
+        assert prepared.valid is not None
+        return held_out_batches(
+            prepared.sources["valid"], prepared.valid, prepared.tokenizer.boundary, config.context, VALID_TOKENS,
+            config.evaluation.tokens,
+        )  # fmt: skip
     return masked_rows(config, prepared, "valid").every(config.evaluation.tokens)

@@ -1,227 +1,218 @@
-"""Batches for BERT: rows ``[CLS] A [SEP] B [SEP]`` out of real documents, with blanks, as pure functions of the step.
+"""Sentence pairs: aligned files, tables (.tsv, .jsonl, .parquet, Hugging Face data sets), the embedded phrasebook.
 
-A sample is a stretch of one document, begun at a sentence and as long as the context allows; it is cut into A and B
-between two of its sentences. In half of the samples B is taken from another document instead (next-sentence
-prediction, Devlin et al. 2018, appendix A.2), or A and B change places (sentence order, Lan et al. 2019,
-arXiv:1909.11942). Where no pairs are asked for, a row is one stretch, of one document or of the whole text
-(``data.packing``).
-
-Token files do not keep line ends, so a sentence ends where punctuation says so; a text without any is cut anywhere.
-Nothing is stored per sample: sentence, cut, other document and blanks follow from (seed, epoch, sample).
+What is odd is mended as in plain text (``sources.py``), and counted: pairs with an empty side are dropped. A corpus
+that says everything several ways ("Run!" with two translations, "Cours !" of two sentences) leaks through any random
+split; ``component`` takes the graph whose edges are the pairs and holds out whole connected components of it.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+import hashlib
+import importlib
+from collections.abc import Iterator
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
-from gradatim.config.settings import BertConfig
+from gradatim.config.rules_pairs import PAIR_CORPORA
+from gradatim.config.settings import DataConfig
 from gradatim.errors import DataError, Problem
-from gradatim.text.batches import Batch, too_short
-from gradatim.text.masking import continues_word, mask
-from gradatim.text.order import derive, mix, sample_ids
-from gradatim.text.tokenfile import TokenFile
-from gradatim.text.tokenizer import Marks, Tokenizer
+from gradatim.text.sources import Tally, files_of, json_rows, lines_of, mend, package
 
-FOLLOWS, OTHER = 0, 1
-"""Labels of a pair: B continues A, or it does not."""
-_START, _SHORT, _LENGTH, _CUT, _COIN, _ELSEWHERE, _MASK = range(1, 8)
-ENDS = (".", "!", "?", "。", "！", "？")
-CLOSING = ('"', "'", ")", "]", "”", "’", "»", *ENDS)
-"""What belongs to the sentence that an end mark closes."""
-
-Pairs = Literal["next-sentence", "sentence-order", "none"]
+Pair = tuple[str, str]
+MODULES = {"phrasebook": "gradatim.text.phrasebook"}
+"""Embedded pairs: a module with ``LANGUAGES`` and ``corpus() -> {split: [(first, second), …]}``."""
 
 
-class MaskedRows:
-    """Rows with blanks; see the file. ``batch(step)`` draws, ``every`` reads a text through for evaluation."""
+def brings_its_own_parts(data: DataConfig) -> bool:
+    """Whether all training pairs are embedded ones, which have validation and test parts."""
+    given = data.valid or data.test or data.valid_source or data.test_source
+    return bool(data.train) and not given and all(name in PAIR_CORPORA for name in data.train)
 
-    def __init__(
-        self, file: TokenFile, tokenizer: Tokenizer, config: BertConfig, context: int, global_batch: int, seed: int,
-        packing: str = "across",
-    ) -> None:  # fmt: skip
-        self.tokens, self.config, self.context = file.tokens, config, context
-        self.global_batch, self.seed = global_batch, seed
-        self.marks, self.vocab_size = _marks(tokenizer), tokenizer.vocab_size
-        self.continues = continues_word(tokenizer) if config.whole_words else None
-        self.across = config.pairs == "none" and packing == "across"
-        self.room = context - (2 if config.pairs == "none" else 3)
-        if self.across:
-            self.documents = np.array([0, len(self.tokens)])
-            self.sentences = np.arange(0, max(1, len(self.tokens) - self.room + 1), self.room)
+
+def read_pairs(data: DataConfig, split: str, tally: Tally) -> list[Pair]:
+    """The (source, target) pairs of a split, in order; those of a split that is not named are none.
+
+    Raises:
+        DataError: a file is missing, lacks a language, or the two of a pair differ in length.
+        LaunchError: a package that this kind of source needs is not installed.
+    """
+    if data.split == "component":
+        everything = list(_kept(_named(data, "train", tally), tally))
+        return [pair for pair, part in zip(everything, parts(everything, data.held_out), strict=True) if part == split]
+    return list(_kept(_named(data, split, tally), tally))
+
+
+def embedded_pairs(name: str) -> dict[str, list[Pair]]:
+    """The parts of embedded pairs, in the order of the module's languages."""
+    found: dict[str, list[Pair]] = importlib.import_module(MODULES[name]).corpus()
+    return found
+
+
+def _kept(pairs: Iterator[Pair], tally: Tally) -> Iterator[Pair]:
+    for source, target in pairs:
+        source, target = source.strip(), target.strip()
+        if source.strip("\ufeff") and target.strip("\ufeff"):
+            tally.documents += 1
+            tally.bytes += len(target.encode()) + 1
+            yield source, target
+        elif source or target:
+            tally.dropped["pairs with an empty side"] += 1
         else:
-            self.documents = file.document_starts
-            self.sentences = sentence_starts(self.tokens, self.documents, tokenizer)
-        self.last_sentence = np.searchsorted(self.sentences, self.documents)
-        self.starts = self._samples()
-        self.samples = len(self.starts)
-        if self.samples < 1:
-            raise too_short(len(self.tokens), context)
-        if config.pairs == "next-sentence" and len(self.documents) < 3:
-            what = "next-sentence prediction takes every other B from another document, and there is one only"
-            attempt = "--data.document line or blank-line, or --model.pairs sentence-order"
-            raise DataError(Problem(where="data.train", what=what, attempt=attempt))
+            tally.dropped["empty pairs"] += 1
 
-    def _samples(self) -> NDArray[np.int64]:
-        """The sentences at which samples begin, about a row apart: one pass over them reads each text about once."""
-        length = self.sentences - np.repeat(
-            self.documents[:-1], np.diff(self.last_sentence)
-        )  # from its document's start
-        row = length // self.room
-        document = np.repeat(np.arange(len(self.documents) - 1), np.diff(self.last_sentence))
-        fresh = np.ones(len(row), bool)
-        fresh[1:] = (row[1:] != row[:-1]) | (document[1:] != document[:-1])
-        longest = np.diff(self.documents)[document] - 1  # without the boundary that closes it
-        return np.flatnonzero(fresh & (longest >= 2))
 
-    # ------------------------------------------------------------------ rows
+def _named(data: DataConfig, split: str, tally: Tally) -> Iterator[Pair]:
+    sources, targets = getattr(data, f"{split}_source"), getattr(data, f"{split}_target")
+    for source, target in zip(sources, targets, strict=True):
+        yield from _aligned(split, source, target, tally)
+    names = data.train if brings_its_own_parts(data) else getattr(data, split)
+    for name in names:
+        yield from _table(name, split, data, tally)
 
-    def draw(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Sample numbers of a step and the epoch of each."""
-        return sample_ids(self.seed, step, self.global_batch, self.samples)
 
-    def batch(self, step: int, rows: slice = slice(None)) -> Batch:
-        """What step ``step`` trains on, or those rows of it."""
-        index, epoch = (part[rows] for part in self.draw(step))
-        return self.rows(index, epoch.astype(np.uint64) ^ np.uint64(derive(self.seed, 0x6D61736B)))
+# --------------------------------------------------------------------------- two files
 
-    def every(self, most: int | None = None) -> list[Batch]:
-        """The samples of a text in order, a ``global_batch`` at a time, always with the same pairs and blanks."""
-        count = self.samples if most is None else min(self.samples, max(1, most // self.context))
-        key = np.uint64(derive(0x76616C6964))
-        parts = [
-            np.arange(first, min(first + self.global_batch, count)) for first in range(0, count, self.global_batch)
-        ]
-        return [self.rows(part, np.full(len(part), key)) for part in parts]
 
-    def rows(self, index: NDArray[np.int64], epoch: NDArray[np.uint64]) -> Batch:
-        """The rows of some samples in some epochs."""
-        keys = mix(mix(epoch) ^ index.astype(np.uint64))
-        begin, end = self._stretch(index, keys)
-        if self.config.pairs == "none":
-            ids, lengths = self._laid_out([(begin, end)])
-            segments, labels = None, None
+def _aligned(split: str, source: str, target: str, tally: Tally) -> Iterator[Pair]:
+    files = []
+    for side, name in (("source", source), ("target", target)):
+        found = files_of(name)
+        if len(found) != 1:
+            raise DataError(Problem(where=f"data.{split}_{side}", what="there is no such file" if not found
+                                    else "aligned files are named one by one", got=name,
+                                    allowed="one text file, a sentence a line", attempt="check the path"))  # fmt: skip
+        files.append(found[0])
+    with files[0].open("rb") as first, files[1].open("rb") as second:
+        lines = zip_longest(lines_of(first, tally), lines_of(second, tally))
+        for number, (one, other) in enumerate(lines):
+            if one is None or other is None:
+                longer = number + 1 + sum(1 for _ in (first if other is None else second))
+                lengths = (longer, number) if other is None else (number, longer)
+                raise DataError(Problem(where=f"{source} and {target}", what="the two files are not aligned",
+                                        got=f"{lengths[0]:,} and {lengths[1]:,} lines", allowed="equally many",
+                                        attempt="line n of one must translate line n of the other"))  # fmt: skip
+            yield one, other
+
+
+# --------------------------------------------------------------------------- tables
+
+
+def _table(name: str, split: str, data: DataConfig, tally: Tally) -> Iterator[Pair]:
+    languages = (str(data.source_language), str(data.target_language))
+    if name in MODULES:
+        module = importlib.import_module(MODULES[name])
+        places = [module.LANGUAGES.index(language) for language in languages]
+        yield from ((pair[places[0]], pair[places[1]]) for pair in embedded_pairs(name)[split])
+        return
+    if name.startswith("hf:"):
+        rows: Iterator[tuple[str, Any]] = ((name, row) for row in _hugging_face(name, split))
+        yield from (_cells(row, languages, where, tally) for where, row in rows)
+        return
+    files = files_of(name)
+    if not files:
+        raise DataError(Problem(where=f"data.{split}", what="there is no such file or corpus of pairs", got=name,
+                                allowed=f"a .tsv, .jsonl or .parquet file, hf:NAME, {', '.join(MODULES)}",
+                                attempt="check the path, or name data.train_source and data.train_target"))  # fmt: skip
+    for path in files:
+        if path.name.endswith((".jsonl", ".jsonl.gz")):
+            yield from (_cells(row, languages, where, tally) for where, row in json_rows(path, tally))
+        elif path.suffix == ".parquet":
+            yield from (_cells(row, languages, str(path), tally) for row in _parquet(path))
         else:
-            (a, b), labels = self._pair(begin, end, keys)
-            ids, lengths = self._laid_out([a, b])
-            second = np.arange(self.context) >= (a[1] - a[0] + 2)[:, None]
-            segments = torch.from_numpy((second & (np.arange(self.context) < lengths[:, None])).astype(np.int64))
-        ids, positions, targets = mask(
-            ids, lengths, _hash(keys, _MASK), self.marks, self.vocab_size, self.config.masked, self.continues
-        )
-        return Batch(
-            torch.from_numpy(ids),
-            torch.from_numpy(targets),
-            segments=segments,
-            lengths=None if self.across else torch.from_numpy(lengths),
-            positions=torch.from_numpy(positions),
-            labels=None if labels is None else torch.from_numpy(labels),
-        )
-
-    def _stretch(self, index: NDArray[np.int64], keys: NDArray[np.uint64]) -> tuple[NDArray[np.int64], ...]:
-        """First token and the one after the last of each sample's stretch."""
-        first = self.starts[index]
-        if self.across:
-            begin = self.sentences[first]
-            return begin, np.minimum(begin + self.room, len(self.tokens))
-        document = np.searchsorted(self.documents, self.sentences[first], side="right") - 1
-        stop = self.documents[document + 1] - 1
-        # Begin at any sentence of the sample's share, yet early enough to fill the row if the document allows.
-        following = np.append(self.starts, len(self.sentences))[index + 1]
-        own = np.minimum(following, self.last_sentence[document + 1]) - first
-        begin = self.sentences[first + _below(keys, _START, own)]
-        latest = np.searchsorted(self.sentences, np.maximum(stop - self.room, self.documents[document]), side="right")
-        begin = np.minimum(begin, self.sentences[latest - 1])
-        room = np.full(len(index), self.room)
-        short = _unit(keys, _SHORT) < self.config.short
-        room = np.where(short, 2 + _below(keys, _LENGTH, room - 1), room)
-        return begin, np.minimum(begin + room, stop)
-
-    def _pair(
-        self, begin: NDArray[np.int64], end: NDArray[np.int64], keys: NDArray[np.uint64]
-    ) -> tuple[list[tuple[NDArray[np.int64], NDArray[np.int64]]], NDArray[np.int64]]:
-        """A and B of each stretch, as first token and the one after the last, and the label."""
-        low, high = (np.searchsorted(self.sentences, at) for at in (begin + 1, end))
-        inner = high - low  # sentences that begin inside
-        by_sentence = self.sentences[
-            np.minimum(low + _below(keys, _CUT, np.maximum(inner, 1)), len(self.sentences) - 1)
-        ]
-        anywhere = begin + 1 + _below(keys, _CUT, end - begin - 1)
-        cut = np.where(inner > 0, by_sentence, anywhere)
-        other = _unit(keys, _COIN) < 0.5
-        labels = np.where(other, OTHER, FOLLOWS)
-        if self.config.pairs == "sentence-order":
-            first = np.where(other, cut, begin), np.where(other, end, cut)
-            return [first, (np.where(other, begin, cut), np.where(other, cut, end))], labels
-        document = np.searchsorted(self.documents, begin, side="right") - 1
-        own, after = self.last_sentence[document], self.last_sentence[document + 1]
-        elsewhere = _below(keys, _ELSEWHERE, len(self.sentences) - (after - own))
-        elsewhere = np.where(elsewhere >= own, elsewhere + after - own, elsewhere)
-        start = self.sentences[elsewhere]
-        there = np.searchsorted(self.documents, start, side="right") - 1
-        stop = np.minimum(start + end - cut, self.documents[there + 1] - 1)
-        return [(begin, cut), (np.where(other, start, cut), np.where(other, stop, end))], labels
-
-    def _laid_out(
-        self, parts: list[tuple[NDArray[np.int64], NDArray[np.int64]]]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Rows ``[CLS] part [SEP] part [SEP] [PAD] …`` and their lengths."""
-        column = np.arange(self.context)
-        rows = np.full((len(parts[0][0]), self.context), self.marks.pad, np.int64)
-        rows[:, 0] = self.marks.begin
-        at = np.ones(len(rows), np.int64)
-        for begin, end in parts:
-            size = end - begin
-            inside = (column >= at[:, None]) & (column < (at + size)[:, None])
-            where = begin[:, None] + column - at[:, None]
-            rows[inside] = self.tokens[where[inside]]
-            rows[np.arange(len(rows)), at + size] = self.marks.end
-            at = at + size + 1
-        return rows, at
+            yield from _tabs(path, data.columns, languages, tally)
 
 
-def sentence_starts(tokens: NDArray[np.int64], documents: NDArray[np.int64], tokenizer: Tokenizer) -> NDArray[np.int64]:
-    """Where sentences begin: each document, and what follows an end mark and the quotes that close with it."""
-    texts = [tokenizer.token_text(token).strip() for token in range(tokenizer.vocab_size)]
-    ends = np.array([text.endswith(ENDS) for text in texts])
-    closing = np.array([text in CLOSING for text in texts])
-    begins = np.zeros(len(tokens), bool)
-    ended = False
-    for first in range(0, len(tokens), 1 << 20):  # a text may be larger than memory
-        part = np.asarray(tokens[first : first + (1 << 20)])
-        held, loose = ends[part], closing[part]
-        # A closing mark hands on whether its sentence has ended: the last token that is none decides.
-        place = np.where(held | ~loose, np.arange(len(part)), -1)
-        place = np.maximum.accumulate(place)
-        over = np.where(place >= 0, held[np.maximum(place, 0)], ended)
-        begins[first + 1 : first + len(part)] = over[:-1] & ~loose[1:]
-        if first and ended and not loose[0]:
-            begins[first] = True
-        ended = bool(over[-1]) if len(part) else ended
-    begins[documents[1:] - 1] = False  # the boundary is nobody's sentence
-    begins[documents[:-1]] = True
-    return np.flatnonzero(begins)
+def _tabs(path: Path, columns: tuple[str, ...], languages: Pair, tally: Tally) -> Iterator[Pair]:
+    if not set(languages) <= set(columns):
+        raise DataError(Problem(where=str(path), what="this table does not say which language its columns hold",
+                                allowed=f"data.columns with {' and '.join(languages)}",
+                                attempt=f"--data.columns {','.join(languages)}"))  # fmt: skip
+    places = [columns.index(language) for language in languages]
+    with path.open("rb") as file:
+        for number, line in enumerate(lines_of(file, tally), start=1):
+            cells = line.rstrip("\n").split("\t")
+            if len(cells) <= max(places):
+                if line.strip():
+                    raise DataError(Problem(where=f"{path}:{number}", what="this line lacks a column",
+                                            got=f"{len(cells)} columns", allowed=f"{max(places) + 1} or more",
+                                            attempt="columns are separated by tabs"))  # fmt: skip
+                tally.dropped["empty pairs"] += 1
+                continue
+            yield cells[places[0]], cells[places[1]]
 
 
-def _marks(tokenizer: Tokenizer) -> Marks:
-    if tokenizer.marks is None:
-        what = "this tokenizer has no [CLS], [SEP], [MASK] and [PAD], which BERT needs"
-        raise DataError(Problem(where="data.tokenizer", what=what, attempt="data.tokenizer.kind wordpiece"))
-    return tokenizer.marks
+def _cells(row: Any, languages: Pair, where: str, tally: Tally) -> Pair:
+    """The two languages of a row, which may lie under ``translation`` as in Hugging Face's data sets."""
+    inner = row.get("translation", row) if isinstance(row, dict) else row
+    found = [inner.get(language) if isinstance(inner, dict) else None for language in languages]
+    for language, text in zip(languages, found):
+        if not isinstance(text, str):
+            have = ", ".join(map(str, inner)) if isinstance(inner, dict) else type(inner).__name__
+            raise DataError(Problem(where=where, what=f"there is no text in column {language!r}", got=have,
+                                    allowed=" and ".join(languages),
+                                    attempt="--data.source_language NAME --data.target_language NAME"))  # fmt: skip
+    return mend(str(found[0]), tally), mend(str(found[1]), tally)
 
 
-def _hash(keys: NDArray[np.uint64], purpose: int) -> NDArray[np.uint64]:
-    return mix(keys ^ np.uint64(purpose << 48))
+def _parquet(path: Path) -> Iterator[Any]:
+    parquet = package("pyarrow.parquet", "hf")
+    try:
+        file = parquet.ParquetFile(path)
+    except Exception as error:  # pyarrow has a family of its own
+        raise DataError(Problem(where=str(path), what=f"this is not a parquet file: {error}",
+                                attempt="fetch the file again, or name a table .tsv")) from None  # fmt: skip
+    for batch in file.iter_batches():
+        yield from batch.to_pylist()
 
 
-def _unit(keys: NDArray[np.uint64], purpose: int) -> NDArray[np.float64]:
-    """A number from 0 to 1 for each key."""
-    return _hash(keys, purpose).astype(np.float64) * 2.0**-64
+def _hugging_face(name: str, split: str) -> Iterator[Any]:
+    """``hf:NAME``, ``hf:NAME:CONFIG`` or ``hf:NAME:CONFIG:SPLIT``."""
+    datasets = package("datasets", "hf")
+    parts = name.removeprefix("hf:").split(":")
+    chosen = parts[2] if len(parts) > 2 else {"train": "train", "valid": "validation", "test": "test"}[split]
+    try:
+        rows = datasets.load_dataset(parts[0], parts[1] or None if len(parts) > 1 else None, split=chosen)
+    except Exception as error:
+        raise DataError(Problem(where=name, what=f"the data set cannot be loaded: {error}",
+                                attempt="check its name and the network, or name files")) from None  # fmt: skip
+    yield from rows
 
 
-def _below(keys: NDArray[np.uint64], purpose: int, limit: NDArray[np.int64] | int) -> NDArray[np.int64]:
-    """A whole number below the limit for each key."""
-    return (_hash(keys, purpose) % np.asarray(limit).astype(np.uint64)).astype(np.int64)
+# --------------------------------------------------------------------------- splitting by component
+
+
+def parts(pairs: list[Pair], held_out: tuple[float, float]) -> list[str]:
+    """Which part each pair belongs to: whole connected components, in the order of a hash of their least sentence.
+
+    A component larger than a tenth of the smaller part it could go to is training: some corpora hang together in one.
+    """
+    parent: dict[tuple[int, str], tuple[int, str]] = {}
+
+    def root(node: tuple[int, str]) -> tuple[int, str]:
+        parent.setdefault(node, node)
+        while parent[node] != node:
+            parent[node] = parent[parent[node]]
+            node = parent[node]
+        return node
+
+    for source, target in pairs:
+        one, other = root((0, source)), root((1, target))
+        if one != other:
+            parent[max(one, other)] = min(one, other)
+    members: dict[tuple[int, str], list[int]] = {}
+    for number, (source, _) in enumerate(pairs):
+        members.setdefault(root((0, source)), []).append(number)
+    valid, test = (round(share * len(pairs)) for share in held_out)
+    largest = max(1, min(size for size in (valid, test, len(pairs)) if size) // 10)
+    found = ["train"] * len(pairs)
+    order = sorted(members, key=lambda node: hashlib.blake2b(node[1].encode("utf-8", "replace")).digest())
+    left = {"test": test, "valid": valid}
+    for node in order:
+        part = next((name for name, room in left.items() if room >= len(members[node])), None)
+        if part is None or len(members[node]) > largest:
+            continue
+        left[part] -= len(members[node])
+        for number in members[node]:
+            found[number] = part
+    return found

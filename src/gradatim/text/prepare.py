@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -19,18 +19,18 @@ from typing import Any
 
 import numpy as np
 
+from gradatim.config.rules_pairs import is_pairs
 from gradatim.config.settings import DataConfig
 from gradatim.errors import DataError, Problem
-from gradatim.text import embedded
+from gradatim.text import embedded, pairs
+from gradatim.text.prepare_pairs import SOURCE, SPLITS, make_pairs, not_aligned
 from gradatim.text.sources import NAMED, Tally, brings_its_own_splits, files_of, named, read_documents
-from gradatim.text.tokenfile import TokenFile
+from gradatim.text.tokenfile import DESCRIBED, TokenFile
 from gradatim.text.tokenizer import Ids, Tokenizer, load_tokenizer
 from gradatim.text.vocabulary import train_tokenizer
 
 FORMAT = 4  # part of the fingerprint: raise it when preparing changes its result
 ENCODE_TOGETHER = 1024
-DESCRIBED = ("checksum", "documents", "tokens", "bytes", "unknown")
-"""What the report says of each part's token file, so that files of several parts or folders cannot change places."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,10 @@ class Prepared:
     """Counts by split, what was dropped or mended, leaks, sha256 of embedded corpora."""
     fingerprint: str
     """Of the settings and the text."""
+    sources: dict[str, TokenFile] = field(default_factory=dict)
+    """Of pairs: by split, the source sentences of the targets that ``train``, ``valid`` and ``test`` hold."""
+    source_tokenizer: Tokenizer | None = None
+    """Of pairs: what the source's ids stand for; ``tokenizer`` itself where both languages share it."""
 
 
 def quiet(_: str) -> None:
@@ -84,7 +88,7 @@ def prepare(config: DataConfig, directory: Path | None = None, say: Callable[[st
     fresh = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     fresh.mkdir(parents=True, exist_ok=True)
     try:
-        report = _make(config, fresh, say)
+        report = make_pairs(config, fresh, say) if is_pairs(config) else _make(config, fresh, say)
         report["fingerprint"] = fingerprint
         (fresh / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         _publish(fresh, folder)
@@ -102,16 +106,18 @@ def open_prepared(folder: Path) -> Prepared:
     try:
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
         fingerprint = str(report["fingerprint"])
-        described = {split: {name: part[name] for name in DESCRIBED} for split, part in report["splits"].items()}
-        train = described["train"]
+        parts = {**report["splits"], **report.get("sources", {})}
+        described = {name: {fact: part[fact] for fact in DESCRIBED} for name, part in parts.items()}
+        if "train" not in described:
+            raise KeyError("train")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(Problem(where=str(folder), what=f"this is not prepared text ({error})",
                                 attempt="remove the folder, or gradatim prepare … --out DIR")) from None  # fmt: skip
     tokenizer = load_tokenizer(folder / "tokenizer.json")
 
-    def opened(name: str, expected: dict[str, Any]) -> TokenFile:
-        file = TokenFile.open(folder / name, tokenizer=tokenizer.fingerprint)
-        found = _description(file)
+    def opened(name: str, made_by: Tokenizer) -> TokenFile:
+        file = TokenFile.open(folder / name, tokenizer=made_by.fingerprint)
+        found, expected = file.facts(), described[name]
         wrong = [fact for fact in DESCRIBED if found[fact] != expected[fact]]
         if wrong:  # whole in themselves, but not what was prepared under this name
             raise DataError(Problem(where=str(file.prefix), what="these are the tokens of another part or text",
@@ -119,31 +125,31 @@ def open_prepared(folder: Path) -> Prepared:
                                     attempt="prepare the text again with gradatim prepare"))  # fmt: skip
         return file
 
-    learned = opened("train", train)
-    valid, test = (opened(name, described[name]) if name in described else None for name in ("valid", "test"))
-    return Prepared(tokenizer, learned, valid, test, report, fingerprint)
-
-
-def _description(file: TokenFile) -> dict[str, Any]:
-    """The facts of ``DESCRIBED``; raises where the file has no description."""
-    meta = file.meta
-    return {
-        "documents": meta.documents, "tokens": meta.tokens, "bytes": meta.bytes, "unknown": meta.unknown,
-        "checksum": f"{meta.checksum:08x}-{meta.index_checksum:08x}",
-    }  # fmt: skip
+    learned = opened("train", tokenizer)
+    valid, test = (opened(name, tokenizer) if name in described else None for name in ("valid", "test"))
+    if "train.source" not in described:
+        return Prepared(tokenizer, learned, valid, test, report, fingerprint)
+    source = load_tokenizer(folder / SOURCE) if (folder / SOURCE).exists() else tokenizer
+    sources = {split: opened(f"{split}.source", source) for split in SPLITS if split in described}
+    not_aligned(folder, sources, {"train": learned, "valid": valid, "test": test})
+    return Prepared(tokenizer, learned, valid, test, report, fingerprint, sources, source)
 
 
 def _fingerprint(config: DataConfig) -> str:
     facts = asdict(config)
     del facts["cache"], facts["packing"]
     state = hashlib.sha256(json.dumps([FORMAT, facts]).encode())
-    sources = [*config.train, *config.valid, *config.test]
+    sources = [name for split in ("train", "valid", "test") for end in ("", "_source", "_target")
+               for name in getattr(config, split + end)]  # fmt: skip
     for name in dict.fromkeys(sources):
         if name in embedded.CORPORA:
             state.update(embedded.digest(embedded.corpus(name, Path(config.cache))).encode())
         elif name in NAMED:
             state.update(json.dumps(named(name)).encode())
-    own = {name for name in sources if name in embedded.CORPORA or name in NAMED or name.startswith("hf:")}
+        elif name in pairs.MODULES:
+            state.update(json.dumps(pairs.embedded_pairs(name)).encode())
+    made = {*embedded.CORPORA, *NAMED, *pairs.MODULES}
+    own = {name for name in sources if name in made or name.startswith("hf:")}
     files = [path for name in sources if name not in own for path in files_of(name)]
     for path in [*files, *([Path(config.tokenizer.path)] if config.tokenizer.path else [])]:
         if path.is_file():
@@ -184,7 +190,7 @@ def _make(config: DataConfig, folder: Path, say: Callable[[str], None]) -> dict[
         )
         for what, count in tally.dropped.items():
             say(f"{split}: {what}: {count:,}")
-        splits[split] = {**_description(file), "dropped": dict(tally.dropped), "also in train": leaked[0]}
+        splits[split] = {**file.facts(), "dropped": dict(tally.dropped), "also in train": leaked[0]}
     corpora = sorted({name for name in config.train if name in embedded.CORPORA})
     return {
         "documents": sum(part["documents"] for part in splits.values()),

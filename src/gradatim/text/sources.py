@@ -113,7 +113,7 @@ def _source(name: str, split: str, config: DataConfig, tally: Tally, where: str)
                 with path.open("rb") as file:
                     _refuse_binary(path, file.read(SAMPLE))
                     file.seek(0)
-                    yield from _cut(_lines(file, tally), config.document)
+                    yield from _cut(lines_of(file, tally), config.document)
 
 
 def _no_text(name: str, where: str) -> DataError:
@@ -180,24 +180,25 @@ def _paragraph(lines: list[str]) -> tuple[str, int]:
     return text.removesuffix("\n"), len(text.encode())
 
 
-def _lines(file: IO[bytes], tally: Tally) -> Iterator[str]:
+def lines_of(file: IO[bytes], tally: Tally) -> Iterator[str]:
     """The mended lines of a text file."""
     for number, raw in enumerate(file):
         line = _decode(raw, tally)
         if number == 0 and line.startswith("\ufeff"):
             tally.dropped["byte-order marks"] += 1
             line = line[1:]
-        yield _mend(line, tally)
+        yield mend(line, tally)
 
 
 def _cells(texts: Iterator[str], tally: Tally) -> Iterator[tuple[str, int]]:
     """The mended texts of a table; nothing separates them."""
     for text in texts:
-        mended = _mend(text, tally)
+        mended = mend(text, tally)
         yield mended, len(mended.encode())
 
 
-def _mend(text: str, tally: Tally) -> str:
+def mend(text: str, tally: Tally) -> str:
+    """A text with line ends LF and no surrogates; what was found is counted."""
     if "\r\n" in text:
         tally.dropped["carriage returns"] += text.count("\r\n")
         text = text.replace("\r\n", "\n")
@@ -222,6 +223,11 @@ def _decode(raw: bytes, tally: Tally) -> str:
 
 
 def _json_lines(path: Path, column: str, tally: Tally) -> Iterator[str]:
+    return (_cell(row, column, where) for where, row in json_rows(path, tally))
+
+
+def json_rows(path: Path, tally: Tally) -> Iterator[tuple[str, Any]]:
+    """The rows of a .jsonl file, each with its place."""
     with contextlib.ExitStack() as stack:
         plain = stack.enter_context(path.open("rb"))
         file: IO[bytes] = gzip.GzipFile(fileobj=plain) if path.suffix == ".gz" else plain  # type: ignore[assignment]
@@ -231,9 +237,7 @@ def _json_lines(path: Path, column: str, tally: Tally) -> Iterator[str]:
                 if not raw.strip():
                     continue
                 line = _decode(raw, tally)
-                yield _cell(
-                    json.loads(line.removeprefix("\ufeff") if number == 1 else line), column, f"{path}:{number}"
-                )
+                yield f"{path}:{number}", json.loads(line.removeprefix("\ufeff") if number == 1 else line)
         except (ValueError, RecursionError) as error:
             raise DataError(Problem(where=f"{path}:{number}", what=f"this line is not JSON: {error}",
                                     attempt="one JSON object a line")) from None  # fmt: skip
@@ -252,7 +256,7 @@ def _cell(row: Any, column: str, where: str) -> str:
 
 
 def _parquet(path: Path, column: str) -> Iterator[str]:
-    parquet = _package("pyarrow.parquet", "hf")
+    parquet = package("pyarrow.parquet", "hf")
     try:
         file = parquet.ParquetFile(path)
     except Exception as error:  # pyarrow has a family of its own
@@ -267,7 +271,7 @@ def _parquet(path: Path, column: str) -> Iterator[str]:
 
 def _hugging_face(name: str, split: str, config: DataConfig) -> Iterator[str]:
     """``hf:NAME``, ``hf:NAME:CONFIG`` or ``hf:NAME:CONFIG:SPLIT``."""
-    datasets = _package("datasets", "hf")
+    datasets = package("datasets", "hf")
     parts = name.removeprefix("hf:").split(":")
     own = {"train": "train", "valid": "validation", "test": "test"}[split]
     chosen = parts[2] if len(parts) > 2 else own
@@ -280,7 +284,8 @@ def _hugging_face(name: str, split: str, config: DataConfig) -> Iterator[str]:
         yield _cell(row, config.column, name)
 
 
-def _package(name: str, extra: str) -> Any:
+def package(name: str, extra: str) -> Any:
+    """A module of an optional package, or LaunchError with the extra that brings it."""
     try:
         return importlib.import_module(name)
     except ImportError:

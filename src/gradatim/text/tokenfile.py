@@ -87,6 +87,10 @@ def is_token_file(path: Path) -> bool:
         return False
 
 
+DESCRIBED = ("checksum", "documents", "tokens", "bytes", "unknown")
+"""What a report says of each part's token file, so that files of several parts or folders cannot change places."""
+
+
 class TokenFile:
     """A verified, memory-mapped token file."""
 
@@ -110,6 +114,14 @@ class TokenFile:
             raise DataError(Problem(where=str(paths(self.prefix)[2]), what="this token file has no description",
                                     attempt="prepare the text again with gradatim prepare"))  # fmt: skip
         return self._meta
+
+    def facts(self) -> dict[str, Any]:
+        """The facts of ``DESCRIBED``; raises where the file has no description."""
+        meta = self.meta
+        return {
+            "documents": meta.documents, "tokens": meta.tokens, "bytes": meta.bytes, "unknown": meta.unknown,
+            "checksum": f"{meta.checksum:08x}-{meta.index_checksum:08x}",
+        }  # fmt: skip
 
     def __len__(self) -> int:
         """Number of documents."""

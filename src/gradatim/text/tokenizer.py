@@ -26,7 +26,7 @@ import tokenizers
 from numpy.typing import NDArray
 
 from gradatim.errors import DataError, Problem
-from gradatim.text.words import LIBRARY_SPACE, LIBRARY_WORDS, split_words
+from gradatim.text.words import LIBRARY_SPACE, LIBRARY_WORDS, lower, split_words
 
 BOUNDARY, UNKNOWN = "<|endoftext|>", "<unk>"
 Ids = NDArray[np.int64]
@@ -60,6 +60,8 @@ class Tokenizer(ABC):
 
     lossless: bool
     """Whether decoding returns every text whose encoding has no unknown token."""
+    lowercase: bool = False
+    """Whether text is folded to lower case first."""
 
     def __init__(self, engine: tokenizers.Tokenizer, boundary: str, unknown: str | None) -> None:
         self.engine = engine
@@ -169,12 +171,12 @@ class BpeTokenizer(Tokenizer):
     """
 
     kind = "bpe"
-    lossless = True
 
-    def __init__(self, engine: tokenizers.Tokenizer, boundary: str) -> None:
+    def __init__(self, engine: tokenizers.Tokenizer, boundary: str, lowercase: bool = False) -> None:
         import tiktoken
 
         super().__init__(engine, boundary, None)
+        self.lowercase, self.lossless = lowercase, not lowercase
         engine.encode_special_tokens = True  # the name of the boundary is text like any other
         facts = json.loads(engine.to_str())
         added = {entry["content"]: entry for entry in facts["added_tokens"]}
@@ -202,6 +204,8 @@ class BpeTokenizer(Tokenizer):
         return [self._encode(text).astype(np.int64) for text in texts]
 
     def _encode(self, text: str) -> NDArray[np.uint32]:
+        if self.lowercase:
+            text = lower(text)
         # No piece holds a space or line end after something else, so cutting there changes nothing and bounds memory.
         if len(text) <= SLICE:
             return self._encode_slice(text)
@@ -366,10 +370,10 @@ def wrap(engine: tokenizers.Tokenizer) -> Tokenizer:
     byte_level = (
         before.get("type") == "ByteLevel" and not before.get("add_prefix_space") and before.get("use_regex", True)
     )
-    if kind == "BPE" and byte_level and facts.get("normalizer") is None:
+    if kind == "BPE" and byte_level and (facts.get("normalizer") is None or lowercase):
         for boundary in (BOUNDARY, "</s>", "<|end_of_text|>"):
             if engine.token_to_id(boundary) is not None:
-                return BpeTokenizer(engine, boundary)
+                return BpeTokenizer(engine, boundary, lowercase)
         raise DataError(_foreign("it has no end-of-text token"))
     raise DataError(_foreign(f"its kind ({kind} after {before.get('type')}) is not supported"))
 

@@ -34,6 +34,8 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
     engine = tokenizers.Tokenizer(models.BPE())
     engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     engine.decoder = decoders.ByteLevel()
+    if config.lowercase:
+        engine.normalizer = normalizers.Lowercase()
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocab_size or SUBWORDS,
         special_tokens=[BOUNDARY],

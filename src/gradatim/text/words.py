@@ -22,6 +22,11 @@ _WORDS = re.compile(WORDS)
 
 def split_words(text: str, split: str = "words", lowercase: bool = False) -> list[str]:
     """The words of a text: runs of letters and digits (``words``), or what white space separates (``whitespace``)."""
-    if lowercase:  # a letter at a time where a final sigma would look at its neighbours: the library does not
-        text = "".join(map(str.lower, text)) if "Σ" in text else text.lower()
+    if lowercase:
+        text = lower(text)
     return _WORDS.findall(text) if split == "words" else text.split()
+
+
+def lower(text: str) -> str:
+    """Lower case as the ``tokenizers`` library folds it: a letter at a time, so that a final sigma is like others."""
+    return "".join(map(str.lower, text)) if "Σ" in text else text.lower()

@@ -21,8 +21,8 @@ from gradatim.evaluate.likelihood import Stopped, log_probs
 from gradatim.models import build_model
 from gradatim.models.neural import NeuralLanguageModel
 from gradatim.objectives import objective_of
-from gradatim.text.batches import Streams
-from gradatim.text.feed import Feed, feed_of, validation_rows
+from gradatim.objectives.next_token import NextToken
+from gradatim.text.feed import Feed, feed_of, notes_of, source_vocabulary, steps_per_epoch, validation_rows
 from gradatim.text.order import derive
 from gradatim.text.prepare import Prepared
 from gradatim.train.checkpoint import Checkpoint, newest_valid, save_checkpoint
@@ -66,6 +66,8 @@ class Engine(Protocol):
     """Processes in all."""
     parameters: int
     """Trainable numbers of the whole model, a tied matrix once."""
+    notes: tuple[str, ...]
+    """What is to be said before the first step."""
 
     def step(self, step: int) -> Outcome:
         """Forward, backward and, where loss and norm are finite, the update; 0 is the first step."""
@@ -122,7 +124,9 @@ class SerialEngine:
     def __init__(self, config: RunConfig, prepared: Prepared) -> None:
         self.config, self.prepared = config, prepared
         self.where = device()
-        self.model = build_model(config.model, prepared.tokenizer.vocab_size, config.context, config.seed)
+        self.model = build_model(
+            config.model, prepared.tokenizer.vocab_size, config.context, config.seed, source_vocabulary(prepared)
+        )
         self.model.to(self.where, weight_dtype(config.precision)).train()
         if config.layout.recompute != "none":
             self.model.set_recompute(config.layout.recompute)
@@ -131,6 +135,7 @@ class SerialEngine:
         self.optimizer = build_optimizer(self.model, config.optimizer)
         self.objective = objective_of(config)
         self.batches: Feed = feed_of(config, prepared)
+        self.notes = notes_of(self.batches, config)
         self.carry: Any = None
         if config.compile:
             for block in self.model.blocks:
@@ -146,10 +151,10 @@ class SerialEngine:
         counts = self.objective.counts(batch)
         size = config.layout.microbatch or len(batch.ids)
         totals = {name: torch.zeros((), dtype=torch.float64, device=self.where) for name in counts}
-        carried = []
+        carried: list[Any] = []
         for number, first in enumerate(range(0, len(batch.ids), size)):
             rows = slice(first, first + size)
-            part = batch.rows(rows).map(lambda tensor: tensor.to(self.where))
+            part = batch.rows(rows).to(self.where)
             torch.manual_seed(derive(config.seed, step, number))  # dropout
             with arithmetic(config.precision, self.where):
                 terms, state = self.objective(self.model, part, self._carry_of(rows))
@@ -180,9 +185,7 @@ class SerialEngine:
 
     def steps_per_epoch(self) -> float:
         """See ``Engine``."""
-        if isinstance(self.batches, Streams):
-            return float(self.batches.steps)
-        return self.batches.samples / self.config.global_batch
+        return steps_per_epoch(self.batches)
 
     def valid_loss(self, stop: Callable[[], bool]) -> float:
         """See ``Engine``. Windows are read side by side."""
@@ -191,8 +194,9 @@ class SerialEngine:
         self.model.eval()
         try:
             with arithmetic(self.config.precision, self.where):
-                if not isinstance(self.model, NeuralLanguageModel):
+                if not isinstance(self.objective, NextToken):
                     return self._valid_rows(stop)
+                assert isinstance(self.model, NeuralLanguageModel)
                 found = log_probs(
                     self.model, tokens, self.prepared.tokenizer.boundary, self.config.context, VALID_ROWS, stop
                 )
@@ -202,12 +206,12 @@ class SerialEngine:
 
     @torch.no_grad()
     def _valid_rows(self, stop: Callable[[], bool]) -> float:
-        """The objective's own loss, of models that do not read from left to right."""
+        """The objective's own loss, of models that fill in blanks or translate."""
         sums, counts = dict.fromkeys(self.objective.names, 0.0), dict.fromkeys(self.objective.names, 0)
         for batch in validation_rows(self.config, self.prepared):
             if stop():
                 raise Stopped
-            terms, _ = self.objective(self.model, batch.map(lambda tensor: tensor.to(self.where)))
+            terms, _ = self.objective(self.model, batch.to(self.where))
             for name, (value, count) in terms.items():
                 sums[name] += float(value)
                 counts[name] += count

@@ -133,7 +133,9 @@ def _opened(
         prepared = prepare(config.data, say=say)
         fresh = not run.exists
         if fresh:
-            Run.create(directory, config, prepared.tokenizer)
+            Run.create(directory, config, prepared.tokenizer, prepared.source_tokenizer)
+            if "languages" in prepared.report:
+                run.remember_languages(prepared.report["languages"])
         elif run.tokenizer.fingerprint != prepared.tokenizer.fingerprint:
             raise data_changed(directory / "tokenizer.json")
         else:
@@ -174,6 +176,8 @@ class Trainer:
         config, counters = self.config, self.counters
         engine = self.engine
         self.say(f"{engine.parameters:,} parameters, {engine.steps_per_epoch():.1f} steps see the text once")
+        for note in engine.notes:
+            self.say(note)
         log = MetricsLog(self.run.metrics, config.track) if engine.leads else NoLog()
         progress = Progress(config.steps, counters.step, quiet=not engine.leads)
         with StopRequest() as stop:
@@ -355,7 +359,7 @@ class Trainer:
         if source is None:
             return
         weights = open_weights(Path(source))
-        self.engine.start_from(Start(weights, self.config, self.prepared.tokenizer))
+        self.engine.start_from(Start(weights, self.config, self.prepared.tokenizer, self.prepared.source_tokenizer))
         self.say(f"starting from the weights of {source}")
         for name in weights.absent:
             self.say(f"{source} has no {name}: it is drawn anew")

@@ -6,11 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
-import platform
 import socket
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -21,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradatim import __version__
 from gradatim.config import config_to_yaml, load_config
 from gradatim.config.describe import scalar_text
 from gradatim.config.settings import BertConfig, NgramConfig, RunConfig
@@ -30,6 +25,7 @@ from gradatim.models import build_model
 from gradatim.models.neural import NeuralLanguageModel, NeuralModel
 from gradatim.models.protocol import LanguageModel
 from gradatim.text.tokenizer import Tokenizer, load_tokenizer
+from gradatim.train.average import averaged
 from gradatim.train.checkpoint import (
     Checkpoint,
     best_valid,
@@ -39,10 +35,13 @@ from gradatim.train.checkpoint import (
     open_checkpoint,
     step_folder,
 )
+from gradatim.train.environment import environment
 from gradatim.train.precision import device, weight_dtype
 
 MAY_CHANGE = ("steps", "layout", "evaluation", "checkpoint", "track", "compile", "max_skipped_steps")
 """Settings that a resumed run may change; all others define its training."""
+SOURCE_TOKENIZER, LANGUAGES = "source-tokenizer.json", "languages.json"
+"""Of translation runs: the source's own tokenizer, and words by which to tell the languages."""
 MODEL = "model/"
 """Prefix of parameters in a checkpoint."""
 
@@ -93,6 +92,26 @@ class Run:
             attempt += f"prepared text has one too: {self.config.data.cache}/*/tokenizer.json"
             raise CheckpointError(*(replace(problem, attempt=attempt) for problem in error.problems)) from None
 
+    @cached_property
+    def source_tokenizer(self) -> Tokenizer:
+        """Of a translation run: the tokenizer of its sources, its own or the one that both languages share."""
+        path = self.directory / SOURCE_TOKENIZER
+        return load_tokenizer(path) if path.is_file() else self.tokenizer
+
+    @cached_property
+    def languages(self) -> dict[str, list[str]]:
+        """Of a translation run: frequent words of each language, source first; empty where they were not kept."""
+        try:
+            found: dict[str, list[str]] = json.loads((self.directory / LANGUAGES).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found
+
+    def remember_languages(self, languages: dict[str, list[str]]) -> None:
+        """Keep frequent words of each language beside the tokenizers."""
+        text = json.dumps(languages, ensure_ascii=False)
+        (self.directory / LANGUAGES).write_text(text + "\n", encoding="utf-8")
+
     # ------------------------------------------------------------------ opening and creating
 
     @staticmethod
@@ -116,13 +135,22 @@ class Run:
         return Run(directory)
 
     @staticmethod
-    def create(directory: Path, config: RunConfig, tokenizer: Tokenizer, remark: str = "") -> Run:
+    def create(
+        directory: Path,
+        config: RunConfig,
+        tokenizer: Tokenizer,
+        source_tokenizer: Tokenizer | None = None,
+        *,
+        remark: str = "",
+    ) -> Run:
         """Write what describes a new run; the caller has made sure that there is none. ``remark`` opens config.yaml."""
         try:
             (directory / "checkpoints").mkdir(parents=True, exist_ok=True)
             (directory / "logs").mkdir(exist_ok=True)
             (directory / "env.json").write_text(json.dumps(environment(), indent=1) + "\n", encoding="utf-8")
             tokenizer.save(directory / "tokenizer.json")
+            if source_tokenizer is not None and source_tokenizer is not tokenizer:
+                source_tokenizer.save(directory / SOURCE_TOKENIZER)
             opening = "".join(f"# {line}\n" for line in remark.splitlines())
             (directory / "config.yaml").write_text(opening + config_to_yaml(config), encoding="utf-8")
         except OSError as error:
@@ -135,7 +163,8 @@ class Run:
         directory = self.directory
         if not directory.is_dir():
             return directory.exists()
-        ours = {"lock", "checkpoints", "logs", "env.json", "tokenizer.json"}  # creating a run may have been interrupted
+        # Creating a run may have been interrupted.
+        ours = {"lock", "checkpoints", "logs", "env.json", "tokenizer.json", SOURCE_TOKENIZER, LANGUAGES}
         return not self.exists and any(inner.name not in ours for inner in directory.iterdir())
 
     @property
@@ -213,8 +242,12 @@ class Run:
             say(f"reading step {found.step} instead")
         return found
 
-    def model(self, which: str = "best", say: Callable[[str], None] = lambda _: None) -> LanguageModel:
+    def model(
+        self, which: str = "best", say: Callable[[str], None] = lambda _: None, average: int = 1
+    ) -> LanguageModel:
         """The trained model, ready to be asked; ``say`` as for ``checkpoint``.
+
+        ``average`` above 1 takes the mean of that many of the newest checkpoints instead of ``which``.
 
         Raises:
             ConfigError: the run's model does not read from left to right, so it continues no text.
@@ -225,18 +258,26 @@ class Run:
         if isinstance(config.model, NgramConfig):
             from gradatim.models.ngram import NgramModel
 
-            tensors = self._verified(which, say).tensors(MODEL)
+            tensors = self._tensors(self._verified(which, say), average)
             return NgramModel.from_tensors(config.model, self.tokenizer.vocab_size, tensors)
-        model = self.network(which, say)
+        model = self.network(which, say, average)
         assert isinstance(model, NeuralLanguageModel)
         return model
 
-    def network(self, which: str = "best", say: Callable[[str], None] = lambda _: None) -> NeuralModel:
-        """The trained network, in evaluation mode on its device; ``say`` as for ``checkpoint``."""
+    def network(
+        self, which: str = "best", say: Callable[[str], None] = lambda _: None, average: int = 1
+    ) -> NeuralModel:
+        """The trained network, in evaluation mode on its device; arguments as for ``model``."""
         checkpoint, config = self._verified(which, say), self.config
-        model = build_model(config.model, self.tokenizer.vocab_size, config.context).to(weight_dtype(config.precision))
-        load_weights(model, checkpoint.tensors(MODEL), checkpoint.folder)
+        model = build_model(
+            config.model, self.tokenizer.vocab_size, config.context,
+            source_vocab_size=self.source_tokenizer.vocab_size,
+        ).to(weight_dtype(config.precision))  # fmt: skip
+        load_weights(model, self._tensors(checkpoint, average), checkpoint.folder)
         return model.to(device()).eval()
+
+    def _tensors(self, checkpoint: Checkpoint, average: int) -> dict[str, Tensor]:
+        return averaged(self.checkpoints, average) if average > 1 else checkpoint.tensors(MODEL)
 
     def _verified(self, which: str, say: Callable[[str], None]) -> Checkpoint:
         """A checkpoint made with the run's tokenizer."""
@@ -347,46 +388,6 @@ def new_directory(name: str, root: Path = Path("runs")) -> Path:
     while (root / f"{name}-{number}").exists():
         number += 1
     return root / f"{name}-{number}"
-
-
-def environment() -> dict[str, Any]:
-    """What a result depends on besides the config: versions, machine, the command."""
-    from importlib.metadata import version
-
-    packages = ("torch", "numpy", "safetensors", "tokenizers", "tiktoken")
-    return {
-        "gradatim": __version__,
-        "python": platform.python_version(),
-        "packages": {package: version(package) for package in packages},
-        "machine": platform.platform(),
-        "processor": processor_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "git": _git(),
-        "command": sys.argv,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
-
-
-def processor_name() -> str:
-    """The processor's name where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
-
-
-def _git() -> str | None:
-    """The commit of the source tree, for those who run from one."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def no_language_model(where: Path, kind: str) -> ConfigError:

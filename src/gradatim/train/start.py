@@ -20,7 +20,8 @@ from gradatim.shapes import VOCAB, parameters
 from gradatim.text.tokenizer import Tokenizer, load_tokenizer
 from gradatim.train.run_directory import MODEL, Run
 
-FREE = ("dropout", "vocab_multiple", "embedding_dropout", "weight_drop", "masked", "whole_words", "pairs", "short")
+FREE = ("dropout", "vocab_multiple", "embedding_dropout", "weight_drop", "masked", "whole_words", "pairs", "short",
+        "attention_dropout", "label_smoothing", "loss_on")  # fmt: skip
 """Settings of a model that may differ: they are of its training, or of how it is stored."""
 
 
@@ -32,6 +33,8 @@ class Weights:
     config: ModelConfig
     fingerprint: str | None
     """Of the tokenizer whose ids they were trained with; None where there is none to compare with."""
+    source_fingerprint: str | None
+    """The same of a translator's sources."""
     tokenizer: Path
     shapes: dict[str, tuple[int, ...]]
     absent: tuple[str, ...]
@@ -52,7 +55,8 @@ def open_weights(path: Path) -> Weights:
         entries = checkpoint.manifest.tensors
         shapes = {name.removeprefix(MODEL): entries[name].shape for name in checkpoint.names(MODEL)}
         return Weights(
-            str(path), run.config.model, run.tokenizer.fingerprint, path / "tokenizer.json", shapes, (),
+            str(path), run.config.model, run.tokenizer.fingerprint, run.source_tokenizer.fingerprint,
+            path / "tokenizer.json", shapes, (),
             lambda name: checkpoint.read(MODEL + name),
         )  # fmt: skip
     if not (path / "config.json").is_file():
@@ -66,7 +70,7 @@ def open_weights(path: Path) -> Weights:
     shapes = {shape.name: shape.shape for shape in parameters(found.config, found.vocab_size, found.context)}
     given = {name: shapes[name] for name in found.names()}
     return Weights(
-        str(path), found.config, fingerprint, own, given, found.absent, lambda name: found.read(name).float()
+        str(path), found.config, fingerprint, None, own, given, found.absent, lambda name: found.read(name).float()
     )
 
 
@@ -77,11 +81,16 @@ class Start:
         CheckpointError: they are of another model or tokenizer, with everything that differs.
     """
 
-    def __init__(self, weights: Weights, config: RunConfig, tokenizer: Tokenizer) -> None:
-        self.weights, self.words = weights, tokenizer.vocab_size
-        self.shapes = {shape.name: shape for shape in parameters(config.model, self.words, config.context)}
+    def __init__(
+        self, weights: Weights, config: RunConfig, tokenizer: Tokenizer, source_tokenizer: Tokenizer | None = None
+    ) -> None:
+        self.weights, words = weights, tokenizer.vocab_size
+        source_words = words if source_tokenizer is None else source_tokenizer.vocab_size
+        self.shapes = {shape.name: shape for shape in parameters(config.model, words, config.context, source_words)}
+        self.words = {name: source_words if name.startswith("source_embed.") else words for name in self.shapes}
         problems = [
-            *_other_settings(weights, config.model), *_other_tokenizer(weights, tokenizer), *self._other_shapes()
+            *_other_settings(weights, config.model), *_other_tokenizer(weights, tokenizer, source_tokenizer),
+            *self._other_shapes(),
         ]  # fmt: skip
         if problems:
             raise CheckpointError(*problems)
@@ -95,7 +104,7 @@ class Start:
                 yield Problem(where=where, what=f"there is no parameter {name}", attempt=attempt)
                 continue
             found, wanted = self.weights.shapes[name], shape.shape
-            least = self.words if shape.split == VOCAB else wanted[0]
+            least = self.words[name] if shape.split == VOCAB else wanted[0]
             rows_fit = found[0] >= least if self._cut(name) else found[0] == least
             if found[1:] != wanted[1:] or not rows_fit:
                 what, got = f"{name} has another shape", str(list(found))
@@ -105,7 +114,7 @@ class Start:
 
     def _cut(self, name: str) -> bool:
         """Whether the source may have more rows: padding of words, positions beyond a shorter context."""
-        return self.shapes[name].split == VOCAB or name == "embed.positions.weight"
+        return self.shapes[name].split == VOCAB or name.endswith("embed.positions.weight")
 
     def read(self, name: str, offset: tuple[int, ...], local: tuple[int, ...]) -> Tensor | None:
         """A rectangle of a parameter; None where the source has none, so that what was drawn stays."""
@@ -113,7 +122,7 @@ class Start:
             return None
         tensor, rows = self.weights.read(name), self.shapes[name].shape[0]
         if self.shapes[name].split == VOCAB:
-            tensor = tensor[: self.words]
+            tensor = tensor[: self.words[name]]
         if len(tensor) < rows:
             tensor = torch.cat([tensor, tensor.new_zeros(rows - len(tensor), *tensor.shape[1:])])
         return tensor[tuple(slice(begin, begin + size) for begin, size in zip(offset, local))]
@@ -135,7 +144,7 @@ def _other_settings(weights: Weights, config: ModelConfig) -> Iterator[Problem]:
             yield Problem(where=f"model.{name}", what=what, got=got, allowed=allowed, attempt=attempt)
 
 
-def _other_tokenizer(weights: Weights, tokenizer: Tokenizer) -> Iterator[Problem]:
+def _other_tokenizer(weights: Weights, tokenizer: Tokenizer, source_tokenizer: Tokenizer | None) -> Iterator[Problem]:
     if weights.fingerprint is not None and weights.fingerprint != tokenizer.fingerprint:
         yield Problem(
             where="data.tokenizer",
@@ -143,4 +152,13 @@ def _other_tokenizer(weights: Weights, tokenizer: Tokenizer) -> Iterator[Problem
             got=tokenizer.fingerprint[:16],
             allowed=weights.fingerprint[:16],
             attempt=f"--data.tokenizer.path {weights.tokenizer}",
+        )
+    theirs, ours = weights.source_fingerprint, None if source_tokenizer is None else source_tokenizer.fingerprint
+    if source_tokenizer is not tokenizer and None not in (theirs, ours) and theirs != ours:
+        yield Problem(
+            where="data.tokenizer",
+            what=f"the weights of {weights.where} were trained with another tokenizer of the sources",
+            got=str(ours)[:16],
+            allowed=str(theirs)[:16],
+            attempt="the data settings of that run",
         )

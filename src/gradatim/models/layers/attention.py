@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from gradatim.models.layers.cache import KeyValueCache
+from gradatim.models.layers.cache import Cache
 from gradatim.models.layers.linear import Linear
 from gradatim.models.layers.rotary import rotate
 
@@ -28,14 +28,17 @@ class SelfAttention(nn.Module):
     """
 
     def __init__(
-        self, width: int, heads: int, kv_heads: int, *, bias: bool, dropout: float = 0.0, causal: bool = True
-    ) -> None:
+        self, width: int, heads: int, kv_heads: int, *, bias: bool, dropout: float = 0.0,
+        core_dropout: float | None = None, causal: bool = True,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.head_dim = width // heads
         self.group = heads // kv_heads
         self.qkv = Linear(width, kv_heads * (self.group + 2) * self.head_dim, bias=bias)
         self.out = Linear(heads * self.head_dim, width, bias=bias)
         self.dropout, self.causal = dropout, causal
+        self.core_dropout = dropout if core_dropout is None else core_dropout
+        """Share of attention weights dropped."""
         self.recompute = False
         """Whether the backward pass computes the core again, whose scores are the largest activations of all."""
         self.core_random: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
@@ -45,7 +48,7 @@ class SelfAttention(nn.Module):
         self,
         x: Float[Tensor, "b t d"],
         rotation: Float[Tensor, "two from_t half"] | None = None,
-        cache: KeyValueCache | None = None,
+        cache: Cache | None = None,
         layer: int = 0,
         mask: Bool[Tensor, "*b t all"] | None = None,
     ) -> Float[Tensor, "b t d"]:
@@ -79,7 +82,7 @@ class SelfAttention(nn.Module):
         v: Float[Tensor, "b kv all k"],
         mask: Bool[Tensor, "*b t all"] | None,
     ) -> Float[Tensor, "b h t k"]:
-        dropout = self.dropout if self.training else 0.0
+        dropout = self.core_dropout if self.training else 0.0
         with self.core_random() if dropout else contextlib.nullcontext():
             return F.scaled_dot_product_attention(
                 q, k, v, attn_mask=mask, is_causal=self.causal and mask is None and q.shape[2] > 1,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -17,6 +17,16 @@ from torch import Tensor
 
 ROOM = 64
 """Buffers grow by half of their size and this, so that growing is rare."""
+
+
+class Cache(Protocol):
+    """What self-attention hands new keys and values to."""
+
+    def append(
+        self, layer: int, keys: Float[Tensor, "b kv t k"], values: Float[Tensor, "b kv t k"]
+    ) -> tuple[Float[Tensor, "b kv all k"], Float[Tensor, "b kv all k"]]:
+        """Those of all tokens, from one layer's of the last t."""
+        ...
 
 
 @dataclass(slots=True)

@@ -1,8 +1,9 @@
 """The position-wise half of a Transformer block: two matrices around a non-linearity.
 
+relu       down(relu(up(x)))              Vaswani et al. 2017
 gelu       down(gelu(up(x)))              Hendrycks and Gimpel 2016, the tanh form that GPT-2 uses
 gelu-erf   down(gelu(up(x)))              the same as defined, by the error function, which BERT uses
-swiglu    down(silu(gate(x)) ⊙ up(x))      Shazeer 2020
+swiglu     down(silu(gate(x)) ⊙ up(x))    Shazeer 2020
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class FeedForward(nn.Module):
         self.gate = Linear(width, inner, bias=bias) if activation == "swiglu" else None
         self.up = Linear(width, inner, bias=bias)
         self.down = Linear(inner, width, bias=bias)
-        self.dropout = dropout
+        self.dropout, self.rectified = dropout, activation == "relu"
         self.approximate = "none" if activation == "gelu-erf" else "tanh"
         self.project: Callable[[Tensor, Sequence[nn.Module]], Sequence[Tensor]] = each
         """How several layers of one input are computed, for whoever can do that better together."""
@@ -32,7 +33,8 @@ class FeedForward(nn.Module):
     def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
         """Each position by itself."""
         if self.gate is None:
-            inner = F.gelu(self.up(x), approximate=self.approximate)
+            up = self.up(x)
+            inner = F.relu(up) if self.rectified else F.gelu(up, approximate=self.approximate)
         else:
             gate, up = self.project(x, (self.gate, self.up))
             inner = F.silu(gate) * up

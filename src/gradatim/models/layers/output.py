@@ -66,6 +66,22 @@ class Output(nn.Module):
         loss: Tensor = apply(rows, self.weight, self.bias, wanted, self.vocab_size, low)  # type: ignore[no-untyped-call]
         return loss
 
+    def spread(self, hidden: Float[Tensor, "*n d"], targets: Int[Tensor, "*n"]) -> Float[Tensor, ""]:
+        """What label smoothing adds per unit of its share ε: the sum of (logit of the target - mean logit).
+
+        Spreading ε evenly over the v words (Szegedy et al. 2016) makes the loss
+        (1 - ε) · -log p(y) + ε/v Σ_w -log p(w) = -log p(y) + ε (logit_y - mean logit), since -log p(w) is
+        logsumexp - logit_w. A mean of logits is the product with the mean row, so no table is made. Positions with
+        target -100 and padding words have no part in it.
+        """
+        places = (targets.flatten() != IGNORE).nonzero()[:, 0]
+        h, wanted = hidden.flatten(0, -2)[places], targets.flatten()[places]
+        words = self.weight[: self.vocab_size]
+        found = (h * (F.embedding(wanted, self.weight) - words.mean(0))).sum()
+        if self.bias is not None:
+            found = found + (self.bias[wanted] - self.bias.mean()).sum()
+        return found
+
 
 class Head(nn.Module):
     """What follows the blocks: a norm or a narrowing projection where the model has one, then the output matrix."""

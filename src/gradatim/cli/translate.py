@@ -1,0 +1,186 @@
+"""``gradatim translate RUN [FILE|-]``: translate sentences, one a line, and show where the model looked."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gradatim.cli.output import Verb, emit, json_option, say
+from gradatim.errors import ConfigError, DataError, Problem
+
+if TYPE_CHECKING:
+    from gradatim.decode.translate import Translated, Translating
+    from gradatim.report.attention import Looked
+    from gradatim.train import Run
+
+FORMATS = (".png", ".svg", ".html", ".json", ".txt", ".pharaoh")
+
+
+@click.command(cls=Verb)
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("file", default="-", metavar="[FILE|-]")
+@click.option("--beams", type=click.IntRange(min=1), default=5, show_default=True, help="Hypotheses; 1 is greedy.")
+@click.option("--n-best", type=click.IntRange(min=1), default=1, show_default=True, help="Translations of each.")
+@click.option(
+    "--length-penalty", type=float, default=1.0, show_default=True, help="Beams compare log-probability / length^this."
+)
+@click.option("--max-new", type=click.IntRange(min=1), help="Most tokens of a translation [twice the source's and 10].")
+@click.option(
+    "--attention", "picture", type=click.Path(path_type=Path, dir_okay=False),
+    help="Write where the model looked: .png, .svg, .html, .json, or .txt (Pharaoh pairs of words).",
+)  # fmt: skip
+@click.option(
+    "--forced", metavar="FILE", help="Translations to read instead of writing some: their probability and attention."
+)
+@click.option("--checkpoint", default="best", show_default=True, help="best, last, or a step.")
+@click.option("--average", type=click.IntRange(min=1), default=1, show_default=True, help="Mean of the newest so many.")
+@json_option
+def command(
+    run: Path, file: str, beams: int, n_best: int, length_penalty: float, max_new: int | None, picture: Path | None,
+    forced: str | None, checkpoint: str, average: int, as_json: bool,
+) -> None:  # fmt: skip
+    """Translate each line of FILE (or standard input) with the model of RUN; a line each comes back."""
+    problems = []
+    if n_best > beams:
+        problems.append(
+            Problem(where="--n-best", what="there are not so many beams", got=str(n_best), allowed=f"1 to {beams}",
+                    attempt=f"--beams {n_best}")
+        )  # fmt: skip
+    if not -10 <= length_penalty <= 10:  # also refuses NaN
+        problems.append(
+            Problem(where="--length-penalty", what="out of range", got=str(length_penalty), allowed="-10 to 10")
+        )
+    if picture is not None and picture.suffix.lower() not in FORMATS:
+        problems.append(
+            Problem(where="--attention", what="no such format", got=picture.name, allowed=", ".join(FORMATS),
+                    attempt=str(picture.with_suffix(".png")))
+        )  # fmt: skip
+    if problems:
+        raise ConfigError(*problems)
+
+    from gradatim.cli.runs import open_translator
+    from gradatim.decode.translate import align, translate
+
+    opened, translating = open_translator(run, checkpoint, average)
+    sentences = _lines(file)
+    shows = picture is not None or as_json
+    shows = shows and bool(translating.model.attention_names)
+    if picture is not None:
+        _refuse_picture(picture, translating, opened, sentences)
+    _warn_direction(opened, sentences)
+    if forced is None:
+        found = translate(
+            translating, sentences, beams=beams, n_best=n_best, alpha=length_penalty, max_new=max_new, attention=shows
+        )
+    else:
+        targets = _lines(forced)
+        if len(targets) != len(sentences):
+            raise DataError(Problem(where=forced, what="every sentence needs its translation",
+                                    got=f"{len(targets):,} lines", allowed=f"{len(sentences):,}"))  # fmt: skip
+        found = [align(translating, *pair) for pair in zip(sentences, targets, strict=True)]
+    _report(found, translating)
+    looked = [_looked(each, translating) for each in found] if shows else []
+    if picture is not None:
+        from gradatim.report.attention import write
+
+        words = translating.tokenizer.token_bytes(translating.tokenizer.boundary) is None
+        for note in write(picture, [each for each in looked if each is not None], words):
+            say(note)
+    emit(_document(found, looked), as_json, lambda: _text(found, n_best))
+
+
+def _lines(name: str) -> list[str]:
+    """The sentences of a file or of standard input."""
+    try:
+        raw = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    except FileNotFoundError:
+        raise DataError(Problem(where=name, what="there is no such file", attempt="check the path, or - for standard "
+                                "input")) from None  # fmt: skip
+    text = raw.decode("utf-8", "replace").removeprefix("\ufeff").replace("\r\n", "\n")
+    if "\ufffd" in text and b"\xef\xbf\xbd" not in raw:
+        say(f"{name}: bytes that are not UTF-8 were replaced")
+    return text.removesuffix("\n").split("\n") if text else []
+
+
+def _refuse_picture(picture: Path, translating: Translating, run: Run, sentences: list[str]) -> None:
+    if not translating.model.attention_names:
+        raise ConfigError(Problem(where="--attention", what="this model has no attention to the source to show",
+                                  got=f"kind {run.config.model.kind}",
+                                  allowed="kind transformer, or seq2seq with attention"))  # fmt: skip
+    many = sum(bool(sentence.strip()) for sentence in sentences)
+    if picture.suffix.lower() in (".png", ".svg") and many != 1:
+        raise ConfigError(Problem(where="--attention", what="a picture shows one sentence", got=f"{many} sentences",
+                                  allowed="one sentence, or a .html, .json or .txt of all",
+                                  attempt=str(picture.with_suffix(".html"))))  # fmt: skip
+
+
+def _warn_direction(run: Run, sentences: list[str]) -> None:
+    """Say so where the text looks like the language that is translated into."""
+    from gradatim.text.prepare_pairs import looks_like
+
+    data, languages = run.config.data, run.languages
+    if len(languages) == 2 and looks_like(" ".join(sentences[:200]), languages) == data.target_language:
+        say(
+            f"WARNING: this text looks like {data.target_language}, and the run translates from "
+            f"{data.source_language} into {data.target_language}"
+        )
+
+
+def _report(found: list[Translated], translating: Translating) -> None:
+    """What was odd about the sentences, counted."""
+    cut = [each for each in found if each.cut]
+    unknown = sum(each.unknown for each in found)
+    unended = sum(1 for each in found for best in each.translations[:1] if not best.ended)
+    empty = sum(1 for each in found if not each.source.strip())
+    if cut:
+        say(
+            f"{len(cut):,} sentences are longer than the context ({translating.context} tokens) and were cut: "
+            f"{sum(each.cut for each in cut):,} tokens were not read"
+        )
+    if unknown:
+        say(f"{unknown:,} words the model has never seen stand as one unknown word")
+    if unended:
+        say(f"{unended:,} translations reached the limit of length unfinished")
+    if empty:
+        say(f"{empty:,} empty lines stay empty")
+
+
+def _looked(each: Translated, translating: Translating) -> Looked | None:
+    from gradatim.report.attention import Looked
+
+    if not each.translations or each.translations[0].attention is None:
+        return None
+    best = each.translations[0]
+    assert best.attention is not None
+    return Looked(
+        [translating.source_tokenizer.token_text(token) for token in each.source_tokens],
+        [translating.tokenizer.token_text(token) for token in best.tokens],
+        translating.model.attention_names,
+        best.attention.double().cpu().numpy(),
+    )
+
+
+def _document(found: list[Translated], looked: list[Looked | None]) -> list[dict[str, Any]]:
+    document = []
+    for place, each in enumerate(found):
+        row: dict[str, Any] = {
+            "source": each.source,
+            "translations": [{"text": t.text, "log_probability": t.log_probability} for t in each.translations],
+        }
+        shown = looked[place] if looked else None
+        row["attention"] = None if shown is None else shown.as_json()
+        row |= {"source_tokens_cut": each.cut, "unknown": each.unknown}
+        document.append(row)
+    return document
+
+
+def _text(found: list[Translated], n_best: int) -> str:
+    """A line a sentence; of several translations, each with its log-probability and a blank line after the last."""
+    if n_best == 1:
+        return "\n".join(each.translations[0].text if each.translations else "" for each in found)
+    return "\n".join(
+        "".join(f"{t.log_probability:.3f}\t{t.text}\n" for t in each.translations) for each in found
+    ).rstrip("\n")

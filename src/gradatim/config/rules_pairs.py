@@ -1,0 +1,248 @@
+"""Rules of translation: what models of pairs ask of the data, and what pairs ask of the other settings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gradatim.config.nearby import divisors, either, multiples
+from gradatim.config.settings import (
+    DataConfig,
+    RunConfig,
+    Seq2SeqConfig,
+    TransformerConfig,
+    TranslateLmConfig,
+)
+
+if TYPE_CHECKING:
+    from gradatim.config.rules import Rules
+
+TRANSLATORS = (TranslateLmConfig, Seq2SeqConfig, TransformerConfig)
+PAIR_CORPORA = {"phrasebook": ("fr", "en")}
+"""Embedded pairs and the languages they have; they bring validation and test parts."""
+SPLITS = ("train", "valid", "test")
+
+
+def is_pairs(data: DataConfig) -> bool:
+    """Whether a data section means sentence pairs."""
+    return data.source_language is not None or data.target_language is not None
+
+
+def pairs(config: RunConfig, rules: Rules) -> None:
+    """Everything that only translation asks."""
+    data = config.data
+    translates = isinstance(config.model, TRANSLATORS)
+    if not translates:
+        rules.require(
+            not is_pairs(data),
+            "data.source_language model.kind" if data.source_language else "data.target_language model.kind",
+            "this kind of model learns from plain text, not from pairs",
+            allowed="null, or kind translate-lm, seq2seq or transformer",
+            attempt="--model.kind transformer",
+        )
+        rules.require(
+            config.batch_tokens is None,
+            "batch_tokens model.kind",
+            "only pairs differ in length; this kind of model reads context tokens a sequence",
+            allowed="null",
+            attempt="--batch_tokens null --global_batch 64",
+        )
+        return
+    for side in ("source", "target"):
+        rules.require(
+            getattr(data, f"{side}_language") is not None,
+            f"data.{side}_language model.kind",
+            "a translator must know which language it reads and which it writes",
+            allowed="a name, such as en",
+            attempt=f"--data.{side}_language {'fr' if side == 'source' else 'en'}",
+        )
+    rules.require(
+        data.source_language is None or data.source_language != data.target_language,
+        "data.target_language data.source_language",
+        "source and target are the same language",
+        allowed="two languages",
+    )
+    rules.require(
+        config.layout.microbatch is None or config.batch_tokens is None,
+        "layout.microbatch batch_tokens",
+        "batches of so many tokens have no fixed number of pairs, which microbatches would share",
+        allowed="one of the two",
+        attempt="--layout.microbatch null",
+    )
+    rules.require(
+        config.batch_tokens is None or config.batch_tokens >= config.context,
+        "batch_tokens context",
+        "the longest pair that the context admits would not fit a batch",
+        allowed=f"at least {config.context}",
+        attempt=f"--batch_tokens {max(config.context, 4096)}",
+    )
+    rules.require(
+        config.layout.recompute == "none",
+        "layout.recompute model.kind",
+        "translators store all activations",
+        allowed="none",
+        attempt="--layout.recompute none",
+    )
+    _files(data, rules)
+    _shares(data, rules)
+    _vocabularies(config, rules)
+    if isinstance(config.model, TransformerConfig):
+        _heads(config.model, rules)
+    elif isinstance(config.model, Seq2SeqConfig):
+        _recurrent(config.model, rules)
+    elif isinstance(config.model, TranslateLmConfig) and config.model.body == "gpt":
+        _even(config.model.d_model, config.model.n_heads, True, rules)
+
+
+def _files(data: DataConfig, rules: Rules) -> None:
+    for split in SPLITS:
+        sources, targets = getattr(data, f"{split}_source"), getattr(data, f"{split}_target")
+        rules.require(
+            len(sources) == len(targets),
+            f"data.{split}_source data.{split}_target",
+            "aligned files come in twos, one of each language",
+            allowed="equally many",
+        )
+        rules.require(
+            not (sources and getattr(data, split)),
+            f"data.{split} data.{split}_source",
+            "these pairs are named twice, as a table and as aligned files",
+            allowed="one of the two",
+            attempt=f"leave out data.{split}",
+        )
+        for side, names in (("source", sources), ("target", targets)):
+            own, other = data.source_language, data.target_language
+            own, other = (own, other) if side == "source" else (other, own)
+            crossed = [name for name in names if other and own and name.endswith(f".{other}")]
+            rules.require(
+                not crossed,
+                f"data.{split}_{side} data.{side}_language",
+                "by its ending this file holds the other language",
+                allowed=f"a file of {own}, or the other direction: exchange source and target everywhere",
+            )
+    rules.require(
+        bool(data.train or data.train_source),
+        "data.train data.train_source",
+        "there are no pairs to learn from",
+        allowed=f"{', '.join(PAIR_CORPORA)}, a table, or data.train_source with data.train_target",
+        attempt="--data.train phrasebook",
+    )
+    named = [name for split in SPLITS for name in getattr(data, split)]
+    rules.require(
+        not data.columns or {data.source_language, data.target_language} <= set(data.columns),
+        "data.columns data.source_language data.target_language",
+        "the columns are not of these languages",
+        allowed="both languages among data.columns",
+        attempt=f"--data.columns {data.source_language},{data.target_language}",
+    )
+    rules.require(
+        bool(data.columns) or not any(name.endswith((".tsv", ".txt")) for name in named),
+        "data.columns",
+        "a .tsv file does not say which language its columns hold",
+        allowed="the languages of the columns, first to last",
+        attempt=f"--data.columns {data.source_language},{data.target_language}",
+    )
+    for name in named:
+        languages = PAIR_CORPORA.get(name)
+        rules.require(
+            languages is None or {data.source_language, data.target_language} <= set(languages),
+            "data.source_language data.target_language",
+            f"{name} has no such language",
+            allowed=" and ".join(languages or ()),
+            attempt="--data.source_language fr --data.target_language en",
+        )
+
+
+def _shares(data: DataConfig, rules: Rules) -> None:
+    rules.require(
+        sum(data.held_out) < 1,
+        "data.held_out",
+        "nothing would be left to learn from",
+        allowed="two shares that add up to less than 1",
+        attempt="--data.held_out 0.05,0.05",
+    )
+    given = [split for split in ("valid", "test") if getattr(data, split) or getattr(data, f"{split}_source")]
+    rules.require(
+        data.split == "given" or not given,
+        f"data.split data.{given[0]}" if given else "data.split",
+        "validation and test are either given or held out of the training pairs",
+        allowed="given, or neither valid nor test",
+        attempt="--data.split given",
+    )
+    embedded = [name for name in data.train if name in PAIR_CORPORA]
+    rules.require(
+        data.split == "given" or not embedded,
+        "data.split data.train",
+        f"{' '.join(embedded)} brings its own validation and test parts",
+        allowed="given",
+        attempt="--data.split given",
+    )
+
+
+def _vocabularies(config: RunConfig, rules: Rules) -> None:
+    model = config.model
+    needs = {
+        "model.embeddings": isinstance(model, TransformerConfig) and model.embeddings == "shared",
+        "model.shared": isinstance(model, Seq2SeqConfig) and model.shared,
+        "model.kind": isinstance(model, TranslateLmConfig),
+    }
+    for field, needed in needs.items():
+        rules.require(
+            config.data.joint or not needed,
+            f"data.joint {field}",
+            "one embedding for both languages needs one vocabulary",
+            allowed="true",
+            attempt="--data.joint true",
+        )
+    rules.require(
+        config.data.joint or config.data.tokenizer.path is None,
+        "data.tokenizer.path data.joint",
+        "one tokenizer.json serves both languages",
+        allowed="data.joint true",
+        attempt="--data.joint true",
+    )
+
+
+def _recurrent(model: Seq2SeqConfig, rules: Rules) -> None:
+    rules.require(
+        not model.bidirectional or model.d_model % 2 == 0,
+        "model.d_model model.bidirectional",
+        "each direction of the encoder has half the width",
+        allowed=f"d_model {either(multiples(2, model.d_model))}",
+        attempt=f"--model.d_model {multiples(2, model.d_model)[-1]}",
+    )
+    for field in ("input_feeding", "coverage"):
+        rules.require(
+            model.attention != "none" or not getattr(model, field),
+            f"model.{field} model.attention",
+            f"{field} is of decoders with attention",
+            allowed="false, or model.attention additive, dot or general",
+            attempt=f"--model.{field} false",
+        )
+
+
+def _even(d_model: int, n_heads: int, rotary: bool, rules: Rules) -> None:
+    heads = min(n_heads, d_model)
+    rules.require(
+        d_model % n_heads == 0,
+        "model.n_heads model.d_model",
+        "the heads must share the width evenly",
+        allowed=f"n_heads {either(divisors(d_model, heads))}, or d_model {either(multiples(heads, d_model))}",
+        attempt=f"--model.n_heads {divisors(d_model, heads)[0]}",
+    )
+    rules.require(
+        not rotary or d_model // n_heads % 2 == 0,
+        "model.d_model model.n_heads",
+        "rotary positions turn pairs, so a head's width (d_model / n_heads) must be even",
+        allowed=f"d_model {either(multiples(2 * heads, d_model))}",
+    )
+
+
+def _heads(model: TransformerConfig, rules: Rules) -> None:
+    _even(model.d_model, model.n_heads, model.positions == "rotary", rules)
+    rules.require(
+        model.positions != "sinusoidal" or model.d_model % 2 == 0,
+        "model.d_model model.positions",
+        "sinusoidal positions come in pairs of sine and cosine",
+        allowed=f"d_model {either(multiples(2, model.d_model))}",
+        attempt="--model.positions learned",
+    )

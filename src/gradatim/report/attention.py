@@ -1,0 +1,161 @@
+"""Where a translator looked: heat maps as PNG, SVG or a page, the matrix as JSON, links of words as Pharaoh pairs.
+
+A row is a token of the translation, a column one of the source; a row's weights add up to 1. Models with several
+attentions (layers, heads) have a map of each beside the mean of all. Pharaoh's ``3-1`` links source word 3 with target
+word 1, counted from 0: each target word with the source word that its pieces look at most, pieces of a word being
+added up on the source's side and averaged on the target's (Zenkel et al., 2019); nothing links to the end mark.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from numpy.typing import NDArray
+
+matplotlib.use("Agg")
+
+from matplotlib.figure import Figure
+
+from gradatim.report import page
+from gradatim.report.figures import STYLE
+
+LABELLED = 60
+"""Tokens of a side up to which each is written beside its row or column; beyond, labels would not be legible."""
+HEADS_ACROSS = 4
+FORMATS = (".png", ".svg", ".html", ".json", ".txt", ".pharaoh")
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """The attention of one translation."""
+
+    source: list[str]
+    """Its tokens as text, the end mark included; a word's first piece begins with a space (but for the first word)."""
+    target: list[str]
+    names: tuple[str, ...]
+    """Of each attention."""
+    weights: NDArray[np.float64]
+    """``[names t s]``."""
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """``[t s]``: of all attentions."""
+        found: NDArray[np.float64] = self.weights.mean(0)
+        return found
+
+    def as_json(self, heads: bool = False) -> dict[str, Any]:
+        """Tokens and mean weights; with ``heads`` those of each attention too, where there are several."""
+        document: dict[str, Any] = {
+            "source": [token.strip() for token in self.source],
+            "target": [token.strip() for token in self.target],
+            "weights": self.mean.tolist(),
+        }
+        if heads and len(self.names) > 1:
+            document["heads"] = {name: table.tolist() for name, table in zip(self.names, self.weights, strict=True)}
+        return document
+
+    def pharaoh(self, whole_words: bool) -> str:
+        """``0-0 1-2 …``; ``whole_words``: every token is a word, else a space begins one."""
+        source, target = (words_of(tokens[:-1], whole_words) for tokens in (self.source, self.target))
+        links = []
+        for number, pieces in enumerate(target):
+            row = self.mean[pieces].mean(0)
+            scores = [row[columns].sum() for columns in source]
+            if scores:
+                links.append(f"{int(np.argmax(scores))}-{number}")
+        return " ".join(links)
+
+
+def words_of(tokens: Sequence[str], whole_words: bool) -> list[list[int]]:
+    """The places of each word's pieces."""
+    found: list[list[int]] = []
+    for place, token in enumerate(tokens):
+        if whole_words or not found or token[:1].isspace():
+            found.append([])
+        found[-1].append(place)
+    return found
+
+
+def write(path: Path, looked: Sequence[Looked], whole_words: bool) -> list[str]:
+    """Write the attention of some translations in the format that the path's ending names; what is to be said of it.
+
+    ``.png`` and ``.svg`` show one translation, the others any number.
+    """
+    kind, notes = path.suffix.lower(), []
+    longest = max((max(len(each.source), len(each.target)) for each in looked), default=0)
+    if kind in (".png", ".svg", ".html") and longest > LABELLED:
+        notes.append(
+            f"{path}: {longest} tokens on a side are too many to label each ({LABELLED} at most): some are left "
+            "unlabelled; a .json holds them all"
+        )
+    if kind == ".json":
+        path.write_text(json.dumps([each.as_json(heads=True) for each in looked], ensure_ascii=False) + "\n", "utf-8")
+    elif kind in (".txt", ".pharaoh"):
+        path.write_text("".join(each.pharaoh(whole_words) + "\n" for each in looked), "utf-8")
+    elif kind == ".html":
+        path.write_text(attention_page(looked), "utf-8")
+    else:
+        path.write_bytes(draw(looked[0], kind[1:]))
+    return notes
+
+
+def draw(looked: Looked, kind: str) -> bytes:
+    """A heat map of the mean, and below it one of each attention where there are several; png or svg."""
+    several = len(looked.names) > 1
+    rows = -(-len(looked.names) // HEADS_ACROSS) if several else 0
+    width = min(max(5.0, 0.34 * len(looked.source) + 1.6), 24.0)
+    height = min(max(4.0, 0.3 * len(looked.target) + 1.4), 24.0)
+    with matplotlib.rc_context({**STYLE, "axes.grid": False, "font.size": 9, "svg.fonttype": "path"}):
+        figure = Figure(figsize=(width, height + 2.2 * rows), layout="constrained")
+        grid = figure.add_gridspec(1 + rows, HEADS_ACROSS, height_ratios=[height, *[2.2] * rows])
+        axes = figure.add_subplot(grid[0, :])
+        _map(axes, looked.mean)
+        for axis, tokens in ((axes.xaxis, looked.source), (axes.yaxis, looked.target)):
+            step = -(-len(tokens) // LABELLED)
+            places = list(range(0, len(tokens), step))
+            axis.set_ticks(places, [_plain(tokens[place]) for place in places])
+        axes.xaxis.tick_top()
+        axes.tick_params(axis="x", rotation=60)
+        for label in axes.get_xticklabels():
+            label.set_horizontalalignment("left")
+        if several:
+            axes.set_xlabel(f"mean of {len(looked.names)} heads")
+            for place, (name, table) in enumerate(zip(looked.names, looked.weights, strict=True)):
+                small = figure.add_subplot(grid[1 + place // HEADS_ACROSS, place % HEADS_ACROSS])
+                _map(small, table)
+                small.set_xticks([])
+                small.set_yticks([])
+                small.set_title(name, fontsize=8)
+        buffer = io.BytesIO()
+        facts = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
+        figure.savefig(buffer, format=kind, dpi=110, metadata=facts)
+    return buffer.getvalue()
+
+
+def _map(axes: Any, table: NDArray[np.float64]) -> None:
+    axes.imshow(table, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto", interpolation="nearest")
+    for side in axes.spines.values():
+        side.set_visible(True)
+
+
+def _plain(token: str) -> str:
+    """A token as a label; matplotlib would read dollar signs as mathematics."""
+    return token.strip().replace("$", r"\$") or "␣"
+
+
+def attention_page(looked: Sequence[Looked]) -> str:
+    """All maps on one page."""
+    sections = []
+    for each in looked:
+        drawing = draw(each, "svg").decode("utf-8")
+        text = " ".join("".join(each.source[:-1]).split())
+        caption = "Rows: tokens of the translation. Columns: tokens of the source. Darker: more weight."
+        sections.append(page.section(text, page.figure(drawing[drawing.index("<svg") :], caption)))
+    return page.page("Attention", "Where the model looked while it wrote.", sections, "gradatim translate --attention")

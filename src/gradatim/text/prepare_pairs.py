@@ -1,0 +1,138 @@
+"""From sentence pairs to token files: two a split, ``train.source`` and ``train``, pair i being document i of both.
+
+``tokenizer.json`` is the target's, or both languages' where they share one; ``source-tokenizer.json`` is the source's
+where they do not. Pairs of validation and test whose source or target also stands in training are counted: that is
+how a translator comes to be flattered.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gradatim.config.settings import DataConfig
+from gradatim.errors import DataError, Problem
+from gradatim.text.pairs import brings_its_own_parts, read_pairs
+from gradatim.text.sources import Tally
+from gradatim.text.tokenfile import TokenFile
+from gradatim.text.tokenizer import Tokenizer
+from gradatim.text.vocabulary import train_tokenizer
+from gradatim.text.words import split_words
+
+SOURCE = "source-tokenizer.json"
+SPLITS = ("train", "valid", "test")
+FREQUENT = 200
+"""Words of each language that a run remembers, to notice text in the wrong one."""
+
+
+def make_pairs(config: DataConfig, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Write tokenizers and token files of a data section of pairs into a folder; the report.
+
+    Raises:
+        DataError: there are no pairs, or a file of them cannot be used.
+    """
+    tallies = {split: Tally() for split in SPLITS}
+    wanted = [split for split in SPLITS if split == "train" or _is_named(config, split)]
+    pairs = {split: read_pairs(config, split, tallies[split]) for split in wanted}
+    for split in wanted:
+        if not pairs[split] and (split == "train" or config.split == "given"):
+            raise DataError(Problem(where=f"data.{split}", what="there are no pairs",
+                                    attempt="name files with a sentence on both sides of a line"))  # fmt: skip
+    columns = [[pair[side] for pair in pairs["train"]] for side in (0, 1)]
+    target = _learn(config, columns[0] + columns[1] if config.joint else columns[1], say)
+    source = target if config.joint else _learn(config, columns[0], say)
+    target.save(folder / "tokenizer.json")
+    if not config.joint:
+        source.save(folder / SOURCE)
+    splits: dict[str, Any] = {}
+    described: dict[str, Any] = {}
+    known = [set(column) for column in columns]
+    for split, found in pairs.items():
+        if not found:  # too few to hold out any
+            continue
+        say(f"encoding {split}")
+        tally = tallies[split]
+        sides = [[pair[side] for pair in found] for side in (0, 1)]
+        size = sum(len(text.encode()) + 1 for text in sides[0])
+        sources = _write(folder / f"{split}.source", source, sides[0], size)
+        targets = _write(folder / split, target, sides[1], sum(len(text.encode()) + 1 for text in sides[1]))
+        for what, count in tally.dropped.items():
+            say(f"{split}: {what}: {count:,}")
+        leaks = [sum(text in known[side] for text in sides[side]) if split != "train" else 0 for side in (0, 1)]
+        if leaks[0] or leaks[1]:
+            say(f"{split}: {leaks[0]:,} sources and {leaks[1]:,} targets of {len(found):,} pairs are also in train")
+        splits[split] = {
+            **targets.facts(), "source tokens": sources.meta.tokens,
+            "source unknown": sources.meta.unknown, "dropped": dict(tally.dropped),
+            "also in train": leaks[1], "sources also in train": leaks[0],
+        }  # fmt: skip
+        described[f"{split}.source"] = sources.facts()
+    return {
+        "documents": sum(part["documents"] for part in splits.values()),
+        "tokens": sum(part["tokens"] for part in splits.values()),
+        "bytes": sum(part["bytes"] for part in splits.values()),
+        "vocabulary": target.vocab_size,
+        "source vocabulary": source.vocab_size,
+        "dropped": dict(sum((Counter(part["dropped"]) for part in splits.values()), Counter())),
+        "splits": splits,
+        "sources": described,
+        "tokenizer": target.fingerprint,
+        "languages": {str(config.source_language): frequent_words(columns[0]),
+                      str(config.target_language): frequent_words(columns[1])},
+        "sha256": {},
+    }  # fmt: skip
+
+
+def _is_named(config: DataConfig, split: str) -> bool:
+    held = dict(zip(("valid", "test"), config.held_out))
+    named = bool(getattr(config, split) or getattr(config, f"{split}_source"))
+    return named or brings_its_own_parts(config) or (config.split == "component" and held[split] > 0)
+
+
+def _learn(config: DataConfig, texts: Sequence[str], say: Callable[[str], None]) -> Tokenizer:
+    say(f"learning a {config.tokenizer.kind} vocabulary from {len(texts):,} sentences")
+    return train_tokenizer(config.tokenizer, texts)
+
+
+def _write(prefix: Path, tokenizer: Tokenizer, texts: Sequence[str], text_bytes: int) -> TokenFile:
+    end = np.array([tokenizer.boundary], np.int64)
+    return TokenFile.write(
+        prefix,
+        (np.concatenate([ids, end]) for ids in tokenizer.encode_batch(texts)),
+        vocab_size=tokenizer.vocab_size,
+        boundary=tokenizer.boundary,
+        tokenizer=tokenizer.fingerprint,
+        text_bytes=text_bytes,
+        unknown=tokenizer.unknown,
+    )
+
+
+def frequent_words(texts: Sequence[str]) -> list[str]:
+    """The commonest words of a language, lower-cased."""
+    counts = Counter(word for text in texts for word in split_words(text, lowercase=True))
+    return sorted(counts, key=lambda word: (-counts[word], word))[:FREQUENT]
+
+
+def looks_like(text: str, languages: dict[str, list[str]]) -> str | None:
+    """The language most of whose very own frequent words a text holds; None where there are few or it is even."""
+    words = split_words(text, lowercase=True)
+    own = {name: set(found).difference(*(rest for other, rest in languages.items() if other != name))
+           for name, found in languages.items()}  # fmt: skip
+    hits = {name: sum(word in found for word in words) for name, found in own.items()}
+    best = max(hits, key=lambda name: hits[name])
+    others = sum(count for name, count in hits.items() if name != best)
+    return best if hits[best] >= 2 + 2 * others else None
+
+
+def not_aligned(folder: Path, sources: dict[str, TokenFile], targets: dict[str, TokenFile | None]) -> None:
+    """Raise DataError where the two files of a split do not hold equally many sentences."""
+    for split, file in sources.items():
+        other = targets[split]
+        if other is None or len(file) != len(other):
+            raise DataError(Problem(where=str(folder / split), what="source and target are not of one text",
+                                    got=f"{len(file):,} and {0 if other is None else len(other):,} sentences",
+                                    attempt="remove the folder, and prepare again"))  # fmt: skip
