@@ -195,14 +195,14 @@ class LayoutEngine:
         """See ``Engine``; windows are shared between replicas. Ranks cannot stop in the middle, and do not."""
         report_action("evaluate")
         assert self.prepared.valid is not None
-        tokens = self.prepared.valid.tokens[: self.config.evaluation.tokens]
-        boundary, context = self.prepared.tokenizer.boundary, self.config.context
         models = [chunk.model for chunk in self.chunks.values()]
         sums, counts = dict.fromkeys(self.objective.names, 0.0), dict.fromkeys(self.objective.names, 0)
         for model in models:
             model.eval()
         batches: Iterable[Batch]
         if isinstance(self.objective, NextToken):
+            tokens = self.prepared.valid.tokens[: self.config.evaluation.tokens]
+            boundary, context = self.prepared.tokenizer.boundary, self.config.context
             parts = windows(context, tokens, boundary, stride=context)
             batches = (Batch(self._padded(ids, 0), self._padded(targets, IGNORE)) for ids, targets in parts)
         else:

@@ -190,13 +190,13 @@ class SerialEngine:
     def valid_loss(self, stop: Callable[[], bool]) -> float:
         """See ``Engine``. Windows are read side by side."""
         assert self.prepared.valid is not None
-        tokens = self.prepared.valid.tokens[: self.config.evaluation.tokens]
         self.model.eval()
         try:
             with arithmetic(self.config.precision, self.where):
                 if not isinstance(self.objective, NextToken):
                     return self._valid_rows(stop)
                 assert isinstance(self.model, NeuralLanguageModel)
+                tokens = self.prepared.valid.tokens[: self.config.evaluation.tokens]
                 found = log_probs(
                     self.model, tokens, self.prepared.tokenizer.boundary, self.config.context, VALID_ROWS, stop
                 )
