@@ -185,6 +185,22 @@ def test_a_lower_cased_bpe_is_kept_as_such() -> None:
         assert tokenizer.encode("Big ÉLAN") == tokenizer.engine.encode("Big ÉLAN", add_special_tokens=False).ids
 
 
+def test_sources_that_changed_places_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equally many sentences, of this tokenizer: only the report tells which part they are of."""
+    monkeypatch.chdir(tmp_path)
+    for name, text in {"a.fr": "x\ny z\n", "a.en": "u\nv\n", "b.fr": "y\nx x z\n", "b.en": "v\nu\n"}.items():
+        Path(name).write_text(text)
+    files = {"train_source": ("a.fr",), "train_target": ("a.en",), "test_source": ("b.fr",), "test_target": ("b.en",)}
+    prepare(config(**files), tmp_path / "out")
+    for end in ("bin", "idx", "meta.json"):
+        one, other, aside = (tmp_path / "out" / f"{name}.{end}" for name in ("train.source", "test.source", "aside"))
+        one.rename(aside)
+        other.rename(one)
+        aside.rename(other)
+    with pytest.raises(DataError, match=r"out/train.source: these are the tokens of another part or text"):
+        prepare(config(**files), tmp_path / "out")
+
+
 def test_a_text_in_the_wrong_language_is_noticed() -> None:
     languages = {"fr": ["le", "est", "pas", "a"], "en": ["the", "is", "not", "a"]}
     assert looks_like("the cat is not here", languages) == "en"
