@@ -53,7 +53,7 @@ def test_communication_beside_computation() -> None:
     assert exposed(5.0, 1.0) > 4.0
 
 
-@pytest.mark.parametrize("recipe", ["gpt2-124m", "gpt3-175b", "llama3-8b"])
+@pytest.mark.parametrize("recipe", ["gpt2-124m", "gpt3-175b", "llama3-8b", "bert-large"])
 def test_parameters_are_the_models(recipe: str) -> None:
     model, config = load_model(recipe)
     assert config is not None

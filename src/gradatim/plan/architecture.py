@@ -11,7 +11,7 @@ from gradatim.config import load_config
 from gradatim.config.decode import nearest
 from gradatim.config.derived import feed_forward_width
 from gradatim.config.nearby import divisors, either
-from gradatim.config.settings import GptConfig, LayoutConfig, RunConfig
+from gradatim.config.settings import BertConfig, GptConfig, LayoutConfig, RunConfig
 from gradatim.errors import ConfigError, Problem
 from gradatim.shapes import REPLICATED, ParameterShape, flops_per_token, parameters
 from gradatim.shapes.gpt import padded_vocabulary
@@ -22,14 +22,37 @@ from gradatim.shapes.split import counts_by_cost, even_counts, head_cost
 class Architecture:
     """A Transformer of equal blocks between an embedding and an output matrix."""
 
-    config: GptConfig
+    config: GptConfig | BertConfig
     """The model as a recipe states it."""
     vocab_size: int
     """Entries of the vocabulary."""
     context: int
     """Tokens of a sequence."""
-    causal: bool = True
-    """Positions see only what is before them."""
+
+    @property
+    def causal(self) -> bool:
+        """Positions see only what is before them."""
+        return isinstance(self.config, GptConfig)
+
+    @property
+    def tied(self) -> bool:
+        """The output matrix is the embedding's."""
+        return isinstance(self.config, BertConfig) or self.config.tied
+
+    @property
+    def norm(self) -> str:
+        """``layer`` or ``rms``."""
+        return self.config.norm if isinstance(self.config, GptConfig) else "layer"
+
+    @property
+    def positions(self) -> str:
+        """``learned`` or ``rotary``."""
+        return self.config.positions if isinstance(self.config, GptConfig) else "learned"
+
+    @property
+    def predicted(self) -> float:
+        """Share of the positions that the head reads."""
+        return self.config.masked if isinstance(self.config, BertConfig) else 1.0
 
     @property
     def layers(self) -> int:
@@ -49,7 +72,8 @@ class Architecture:
     @property
     def kv_heads(self) -> int:
         """Heads of keys and values."""
-        return self.config.n_kv_heads or self.config.n_heads
+        own = self.config.n_kv_heads if isinstance(self.config, GptConfig) else None
+        return own or self.config.n_heads
 
     @property
     def head_dim(self) -> int:
@@ -89,7 +113,7 @@ class Architecture:
     def head_parameters(self, tp: int = 1, *, alone: bool = True) -> int:
         """Likewise of the last norm and the output matrix; a tied one counts where it is held ``alone``."""
         own = self._local("head.", tp)
-        return own + (self.vocabulary * self.width // tp if self.config.tied and alone else 0)
+        return own + (self.vocabulary * self.width // tp if self.tied and alone else 0)
 
     @property
     def parameter_count(self) -> int:
@@ -140,13 +164,13 @@ def load_model(text: str, context: int | None = None) -> tuple[Architecture, Run
         return _inline(text, family, fields, context), None
     overrides = {} if context is None else {"context": str(context)}
     config = load_config(text, overrides)
-    if not isinstance(config.model, GptConfig):
+    if not isinstance(config.model, (GptConfig, BertConfig)):
         raise ConfigError(
             Problem(
                 where=text,
                 what="only Transformers are planned",
                 got=f"kind {config.model.kind}",
-                allowed="gpt, or an inline shape: " + ", ".join(f"{name}:…" for name in FAMILIES),
+                allowed="gpt, bert, or an inline shape: " + ", ".join(f"{name}:…" for name in FAMILIES),
                 attempt="gradatim plan gpt3-175b selene-2022 --global-batch 1536 --gpus 1024",
             )
         )
@@ -211,5 +235,8 @@ def _inline(text: str, family: str, fields: str, context: int | None) -> Archite
     if problems:
         raise ConfigError(*problems)
     vocabulary, own = given.pop("vocab_size"), given.pop("context", 512 if family == "bert" else 2048)
+    if family == "bert":
+        fields_of = {name: value for name, value in given.items() if name in BertConfig.__dataclass_fields__}
+        return Architecture(BertConfig(**fields_of, vocab_multiple=1), vocabulary, context or own)
     config = GptConfig(**{**FAMILIES[family], **given, "vocab_multiple": 1})
-    return Architecture(config, vocabulary, context or own, causal=family != "bert")
+    return Architecture(config, vocabulary, context or own)

@@ -85,6 +85,8 @@ class Stack:
     """Each tensor rank sends its share of a pipeline transfer; the receivers gather it over the node's links."""
     reduced_bytes: int = 4
     """Bytes of a gradient when it is reduced."""
+    element_bytes: int = 2
+    """Bytes of a number in an activation."""
     weight_bytes: int = 2
     """Bytes of a parameter as the passes use it."""
     gradient_bytes: int = 4
@@ -121,6 +123,52 @@ class Stack:
     """Bytes of a device that the context, the communication library and the allocator keep."""
 
 
+Curve = tuple[tuple[float, float], ...]
+"""Bytes of a tensor and the seconds that it takes, in the order of size."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """What ``gradatim calibrate`` found this project's own operations to take here, in seconds; see ``measured.py``."""
+
+    processes: int = 1
+    """How many worked at once, each on a device of its own, while this was measured."""
+    alone: float = 1.0
+    """What a process takes that has the machine to itself, over what it takes beside the others."""
+    product: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    """Of a matrix product besides its FLOPs: seconds, and the rows, columns and inner length at which half is lost."""
+    forward: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Of a block besides products and attention: always, per element of a hidden state, per element inside a layer."""
+    backward: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Likewise of its backward pass."""
+    core_forward: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Of attention itself: always, per score, per score and width of the head."""
+    core_backward: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Likewise of its backward pass."""
+    embedding: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Always, per element of a hidden state, per element of the table (its gradient is written whole)."""
+    head: tuple[float, float] = (0.0, 0.0)
+    """Of head and loss besides products: always, per logit. Its gradients are computed in the forward pass."""
+    accumulate: float = 0.0
+    """Per parameter whose gradient is added to that of earlier microbatches."""
+    update: tuple[float, float] = (0.0, 0.0)
+    """Of norm, clipping and update: always, per parameter."""
+    sum: Curve = ()
+    """Inside a layer: the sum over ranks,"""
+    gather: Curve = ()
+    """the whole from its parts,"""
+    scatter: Curve = ()
+    """a part of the sum; bytes are the whole tensor's."""
+    send: Curve = ()
+    """From one stage to another."""
+    reduce: Curve = ()
+    """Of gradients: their sum,"""
+    reduce_scatter: Curve = ()
+    """a shard of their sum,"""
+    all_gather: Curve = ()
+    """and shards put together."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cluster:
     """Hardware and the software stack on it."""
@@ -135,6 +183,13 @@ class Cluster:
     """The software."""
     devices: int = 0
     """How many devices there are; ``--gpus`` overrides it; 0: not stated."""
+    measured: Measured = field(default_factory=Measured)
+    """Times measured here, which replace what is predicted from the figures above."""
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether there are measured times."""
+        return self.measured != Measured()
 
 
 def cluster_names() -> list[str]:

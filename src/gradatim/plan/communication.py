@@ -6,6 +6,7 @@ for an all-reduce (Patarasuk and Yuan 2009). Rings that leave a node share its n
 
 from __future__ import annotations
 
+from gradatim.plan import measured
 from gradatim.plan.cluster import Cluster
 from gradatim.plan.physics import Physics
 
@@ -36,6 +37,8 @@ def collective_seconds(
 
 def transfer_seconds(physics: Physics, cluster: Cluster, size: float, tp: int, dp: int, pp: int) -> float:
     """Seconds until ``size`` bytes of a stage's result are on the next stage, all ranks of a stage sending at once."""
+    if cluster.calibrated:
+        return measured.transfer_seconds(cluster, size)
     node = cluster.node
     share = size / tp if cluster.stack.scatter_gather else size
     if tp * dp * pp <= node.devices:

@@ -93,7 +93,7 @@ def head_activations(
     """Bytes that the head keeps (its inputs, its softmax), and what its backward pass needs besides."""
     tokens = sequences * model.context
     shard = tp if sequence_parallel else 1
-    logits = 1.0 * tokens * model.vocabulary / tp
+    logits = 1.0 * tokens * model.predicted * model.vocabulary / tp
     return 2 * 2.0 * tokens * model.width / shard + stack.logits_kept * logits, stack.logits_working * logits
 
 

@@ -11,42 +11,17 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from gradatim.config.settings import LayoutConfig
+from gradatim.plan import measured
 from gradatim.plan.architecture import Architecture
 from gradatim.plan.cluster import Cluster
 from gradatim.plan.communication import collective_seconds, transfer_seconds
 from gradatim.plan.physics import FITTED, Physics, product_seconds, traffic_seconds
 from gradatim.plan.recurrence import step_seconds
+from gradatim.plan.times import Seconds, Times
 from gradatim.plan.work import Pass, Work, block_work, embedding_work, head_work
 
 CONTENTION = 0.15
 """Share of a device that communication keeps busy meanwhile: NCCL's kernels hold some 16 of 108 to 132 units."""
-
-
-@dataclass(frozen=True, slots=True)
-class Seconds:
-    """A pass, by cause."""
-
-    compute: float = 0.0
-    tensor: float = 0.0
-
-    @property
-    def total(self) -> float:
-        """All of it."""
-        return self.compute + self.tensor
-
-    def __add__(self, other: Seconds) -> Seconds:
-        return Seconds(self.compute + other.compute, self.tensor + other.tensor)
-
-    def __mul__(self, times: float) -> Seconds:
-        return Seconds(self.compute * times, self.tensor * times)
-
-
-@dataclass(frozen=True, slots=True)
-class Times:
-    """Forward and backward (recomputation with the latter)."""
-
-    forward: Seconds
-    backward: Seconds
 
 
 def pass_seconds(physics: Physics, cluster: Cluster, work: Pass, tp: int) -> Seconds:
@@ -71,6 +46,8 @@ def part_times(
 ) -> tuple[Times, Times, Times]:
     """A block, the embedding and the head, for a microbatch of ``sequences``."""
     stack = cluster.stack
+    if cluster.calibrated:
+        return measured.part_times(cluster, model, sequences, tp, sp, recompute)
     block = block_work(model, stack, sequences=sequences, tp=tp, sequence_parallel=sp, recompute=recompute)
     embedding = embedding_work(model, stack, sequences=sequences, tp=tp, sequence_parallel=sp)
     head = head_work(model, stack, sequences=sequences, tp=tp, sequence_parallel=sp)
@@ -106,9 +83,12 @@ def predict(
             f, b = f + embedding.forward, b + embedding.backward
         if chunk == last:
             f, b = f + head.forward, b + head.backward
+        if cluster.calibrated and m:  # shared out evenly, though the first microbatch may find nothing to add to
+            held = layers * model.block_parameters(tp)
+            b = b + Seconds(measured.accumulation_seconds(cluster, held, m, dp) / m)
         forward.append(f)
         backward.append(b)
-    size = 2.0 * layout.microbatch * model.context * model.width
+    size = float(stack.element_bytes * layout.microbatch * model.context * model.width)
     if layout.sequence_parallel:
         size /= tp
     transfer = transfer_seconds(physics, cluster, size, tp, dp, pp) if pp > 1 else 0.0
@@ -128,10 +108,11 @@ def predict(
     tensor = m * sum(forward[c].tensor + backward[c].tensor for c in ranks[busiest])
     sending = 2 * m * v * blocking
     # gradients hide behind the last microbatch's backward pass, gathered weights behind the next step's first forward
-    held = Times(sum((forward[c] for c in ranks[0]), Seconds()), sum((backward[c] for c in ranks[0]), Seconds()))
-    data, optimizer = data_and_optimizer(physics, cluster, model, layout, counts, held)
+    beside = Times(sum((forward[c] for c in ranks[0]), Seconds()), sum((backward[c] for c in ranks[0]), Seconds()))
+    data, optimizer = data_and_optimizer(physics, cluster, model, layout, counts, beside)
     one_node = tp * pp * dp <= cluster.node.devices
     scale = stack.multiplier if stack.multiplier_one_node is None or not one_node else stack.multiplier_one_node
+    scale *= measured.busy(cluster, tp * pp * dp)
     parts = {
         "compute": compute,
         "tensor": tensor,
@@ -191,6 +172,8 @@ def data_and_optimizer(
     """
     stack, tp, dp = cluster.stack, layout.tp, layout.dp
     most = max(held_parameters(model, layout, counts))
+    if cluster.calibrated:
+        return measured.ends_seconds(cluster, model, layout, most)
     gradients, weights = most * stack.reduced_bytes, most * stack.weight_bytes
     gather = 0.0
     if layout.zero == 3:

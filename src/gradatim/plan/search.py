@@ -19,9 +19,11 @@ from gradatim.config.settings import LayoutConfig
 from gradatim.plan.architecture import Architecture
 from gradatim.plan.cluster import Cluster, Stack
 from gradatim.plan.communication import transfer_seconds
+from gradatim.plan.measured import busy
 from gradatim.plan.memory import block_activations, head_activations, stage_memory
 from gradatim.plan.physics import FITTED, Physics
-from gradatim.plan.predict import Prediction, Seconds, Times, data_and_optimizer, part_times, predict
+from gradatim.plan.predict import Prediction, data_and_optimizer, part_times, predict
+from gradatim.plan.times import Seconds, Times
 
 Array = Any
 """A column: one number for each layout."""
@@ -246,7 +248,14 @@ def bounds(
     (f, fe, fh, b, be, bh, kept, again, head_kept, head_working) = np.array(parts).reshape(-1, 10).T[:, of]
     pp, v, tp, dp, zero = columns.pp, columns.chunks, columns.tp, columns.dp, columns.zero
     m = global_batch // dp // columns.microbatch
-    size = 2.0 * columns.microbatch * model.context * model.width / np.where(columns.sequence_parallel, tp, 1)
+    size = (
+        1.0
+        * stack.element_bytes
+        * columns.microbatch
+        * model.context
+        * model.width
+        / np.where(columns.sequence_parallel, tp, 1)
+    )
     wait = _transfers(physics, cluster, size, columns)
     fewest = model.layers // (pp * v)  # layers of a chunk, at least
     most = -(-model.layers // pp)
@@ -263,6 +272,8 @@ def bounds(
     seconds = seconds + _ends(physics, cluster, model, columns)
     one_node = tp * pp * dp <= cluster.node.devices
     scale = np.where(one_node, stack.multiplier_one_node or stack.multiplier, stack.multiplier)
+    if cluster.calibrated:
+        scale = scale * np.array([busy(cluster, n) for n in (tp * pp * dp).tolist()])
     # memory: of the first rank, of one in the middle, of the last
     held = [_held(columns, m, rank) for rank in (np.zeros_like(pp), np.minimum(1, pp - 1), pp - 1)]
     bytes_each = stack.weight_bytes / np.where(zero >= 3, dp, 1) + stack.gradient_bytes / np.where(zero >= 2, dp, 1)

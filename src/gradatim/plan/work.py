@@ -161,14 +161,15 @@ def embedding_work(model: Architecture, stack: Stack, *, sequences: int, tp: int
 def head_work(model: Architecture, stack: Stack, *, sequences: int, tp: int, sequence_parallel: bool) -> Work:
     """The last norm, the output matrix and the loss over a vocabulary shared out among tensor ranks."""
     tokens, d, words = sequences * model.context, model.width, model.vocabulary // tp
-    product = Product(tokens, words, d)
+    read = max(1, round(tokens * model.predicted))  # positions whose words are predicted
+    product = Product(read, words, d)
     size = 2.0 * tokens * d
     entering: tuple[Collective, ...] = ()
     leaving: tuple[Collective, ...] = ()
     if tp > 1:
         entering = (Collective("all-gather", size),) if sequence_parallel else ()
         leaving = (Collective("reduce-scatter" if sequence_parallel else "all-reduce", size),)
-    logits = 4.0 * tokens * words  # in fp32
+    logits = 4.0 * read * words  # in fp32
     return Work(
         Pass((product,), 0.0, 2 * size + 3.5 * logits, entering, 16),
         Pass(backward_of(product), 0.0, 3 * size + 2.5 * logits, leaving, 16),

@@ -1,0 +1,153 @@
+"""What a calibrated machine takes: times of this project's own operations, measured there, put together. No torch.
+
+Cluster files of GPUs state figures from which ``physics.py`` and ``work.py`` predict. On a CPU passes over memory
+depend on caches and on how the allocator hands out pages, so ``gradatim calibrate`` measures blocks, heads, updates and
+messages of several sizes as training runs them, and fits each with the two or three numbers of ``cluster.Measured``:
+
+    product     2 r c k / rate · (1 + r₀/r + c₀/c + k₀/k) + start
+    block       its products, its attention, and a + b · (elements of hidden states) + c · (elements inside layers)
+    attention   a + scores · (b + c · width of a head)
+    message     straight lines between the sizes measured
+"""
+
+from __future__ import annotations
+
+from gradatim.config.settings import LayoutConfig
+from gradatim.plan.architecture import Architecture
+from gradatim.plan.cluster import Cluster, Curve
+from gradatim.plan.times import Seconds, Times
+from gradatim.plan.work import Product, backward_of, block_work
+
+ELEMENT = 4
+"""Bytes of a number: calibrated machines compute in fp32."""
+
+
+def product_seconds(cluster: Cluster, product: Product) -> float:
+    """Seconds of matrix products."""
+    start, rows, columns, inner = cluster.measured.product
+    lost = rows / product.rows + columns / product.columns + inner / product.inner
+    return product.batch * start + product.flops / cluster.device.matmul * (1 + lost)
+
+
+def curve_seconds(curve: Curve, size: float) -> float:
+    """Seconds at a size: on the straight line between its neighbours, or on through the last two."""
+    if not curve or not size:
+        return 0.0
+    if len(curve) == 1 or size <= curve[0][0]:
+        return curve[0][1]
+    after = next((place for place, (bytes_, _) in enumerate(curve) if bytes_ >= size), len(curve) - 1)
+    (x0, y0), (x1, y1) = curve[after - 1], curve[after]
+    return y0 + (size - x0) * max(0.0, y1 - y0) / (x1 - x0)
+
+
+def message_seconds(cluster: Cluster, name: str, size: float, ranks: int) -> float:
+    """Seconds of a collective over a tensor of ``size`` bytes among so many ranks, from those measured."""
+    if ranks < 2:
+        return 0.0
+    seconds = curve_seconds(getattr(cluster.measured, name), size)
+    measured = max(2, cluster.measured.processes)
+    return seconds * ((ranks - 1) / ranks) / ((measured - 1) / measured)
+
+
+def busy(cluster: Cluster, devices: int) -> float:
+    """How much longer computing takes where so many work at once than where all that were measured do; below 1."""
+    alone, processes = cluster.measured.alone, cluster.measured.processes
+    if processes < 2:
+        return 1.0
+    return alone + (1 - alone) * min(1.0, (devices - 1) / (processes - 1))
+
+
+def block_times(
+    cluster: Cluster, model: Architecture, *, sequences: int, tp: int, sequence_parallel: bool, recompute: str
+) -> Times:
+    """A block's forward and backward pass."""
+    measured = cluster.measured
+    work = block_work(
+        model, cluster.stack, sequences=sequences, tp=tp, sequence_parallel=sequence_parallel, recompute="none"
+    )
+    tokens, shard = sequences * model.context, tp if sequence_parallel else 1
+    hidden = tokens * model.width / shard
+    inside = tokens * (2 * model.heads + 2 * model.kv_heads) * model.head_dim / tp
+    inside += tokens * model.feed_forward * (2 if model.gated else 1) / tp
+    scores = sequences * model.heads / tp * model.context**2
+    core = [of(measured_core, scores, scores * model.head_dim)
+            for measured_core in (measured.core_forward, measured.core_backward)]  # fmt: skip
+    forward = sum(product_seconds(cluster, p) for p in work.forward.products)
+    forward += core[0] + of(measured.forward, hidden, inside)
+    backward = sum(product_seconds(cluster, p) for p in work.backward.products)
+    backward += core[1] + of(measured.backward, hidden, inside)
+    size = ELEMENT * tokens * model.width
+    again = {"none": 0.0, "selective": core[0], "full": forward}[recompute]
+    if sequence_parallel:
+        gather, scatter = (message_seconds(cluster, name, size, tp) for name in ("gather", "scatter"))
+        said = [2 * gather + 2 * scatter, 4 * gather + 2 * scatter]
+    else:
+        said = [2 * message_seconds(cluster, "sum", size, tp)] * 2
+    repeated = said[0] if recompute == "full" else 0.0
+    return Times(Seconds(forward, said[0]), Seconds(backward + again, said[1] + repeated))
+
+
+def part_times(
+    cluster: Cluster, model: Architecture, sequences: int, tp: int, sp: bool, recompute: str
+) -> tuple[Times, Times, Times]:
+    """A block, the embedding and the head, for a microbatch of ``sequences``."""
+    block = block_times(cluster, model, sequences=sequences, tp=tp, sequence_parallel=sp, recompute=recompute)
+    embedding = embedding_times(cluster, model, sequences=sequences, tp=tp, sequence_parallel=sp)
+    return block, embedding, head_times(cluster, model, sequences=sequences, tp=tp, sequence_parallel=sp)
+
+
+def embedding_times(
+    cluster: Cluster, model: Architecture, *, sequences: int, tp: int, sequence_parallel: bool
+) -> Times:
+    """Looking up tokens, and writing the table's gradient."""
+    hidden = sequences * model.context * model.width
+    always, each, table = cluster.measured.embedding
+    size = ELEMENT * hidden
+    forward = Seconds(
+        always / 2 + each * hidden / 2, message_seconds(cluster, "scatter" if sequence_parallel else "sum", size, tp)
+    )
+    written = table * model.vocabulary * model.width / tp
+    gathered = message_seconds(cluster, "gather", size, tp) if sequence_parallel else 0.0
+    return Times(forward, Seconds(always / 2 + each * hidden / 2 + written, gathered))
+
+
+def head_times(cluster: Cluster, model: Architecture, *, sequences: int, tp: int, sequence_parallel: bool) -> Times:
+    """Norm, logits and loss, all of it in the forward pass, where each chunk of logits is at hand only once."""
+    tokens, words = sequences * model.context, model.vocabulary // tp
+    product = Product(tokens, words, model.width)
+    compute = sum(product_seconds(cluster, p) for p in (product, *backward_of(product)))
+    compute += of(cluster.measured.head, tokens * words)
+    size = ELEMENT * tokens * model.width
+    entering = message_seconds(cluster, "gather", size, tp) if sequence_parallel else 0.0
+    leaving = message_seconds(cluster, "scatter" if sequence_parallel else "sum", size, tp)
+    return Times(Seconds(compute, entering), Seconds(0.0, leaving))
+
+
+def of(coefficients: tuple[float, ...], *counts: float) -> float:
+    """Coefficients times counts, the first by itself: a + b · n₁ + c · n₂."""
+    return coefficients[0] + sum(each * count for each, count in zip(coefficients[1:], counts))
+
+
+def accumulation_seconds(cluster: Cluster, parameters: float, microbatches: int, dp: int) -> float:
+    """Seconds in which a step adds gradients up; buckets of replicas take the first one by copying it."""
+    return cluster.measured.accumulate * parameters * (microbatches - (dp == 1))
+
+
+def transfer_seconds(cluster: Cluster, size: float) -> float:
+    """Seconds until ``size`` bytes are on the next stage."""
+    return curve_seconds(cluster.measured.send, size)
+
+
+def ends_seconds(cluster: Cluster, model: Architecture, layout: LayoutConfig, parameters: float) -> tuple[float, float]:
+    """Seconds of the gradients' sum, and of norm and update with the few numbers that all ranks agree on."""
+    measured, dp = cluster.measured, layout.dp
+    size = float(ELEMENT * parameters)
+    if layout.zero:
+        data = sum(message_seconds(cluster, name, size, dp) for name in ("reduce_scatter", "all_gather"))
+    else:
+        data = message_seconds(cluster, "reduce", size, dp)
+    if model.tied and layout.pp > 1:
+        table = ELEMENT * model.vocabulary * model.width / layout.tp / (dp if layout.zero else 1)
+        data += message_seconds(cluster, "reduce", table, 2)
+    agreed = 3 * message_seconds(cluster, "sum", 8.0, layout.tp * layout.pp * dp)  # count of targets, loss, norm
+    return data, of(measured.update, parameters / (dp if layout.zero else 1)) + agreed
