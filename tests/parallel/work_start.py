@@ -17,7 +17,9 @@ def weights_of(model: Any, config: RunConfig) -> Weights:
     """Those of a model in memory."""
     held = dict(model.named_parameters())
     shapes = {name: tuple(parameter.shape) for name, parameter in held.items()}
-    return Weights("memory", config.model, None, Path(), shapes, ("head.pooler.weight",), lambda n: held[n].detach())
+    return Weights(
+        "memory", config.model, None, None, Path(), shapes, ("head.pooler.weight",), lambda n: held[n].detach()
+    )
 
 
 def start(rank: int, world: int, config: RunConfig, source: Any) -> tuple[Parts, Parts]:

@@ -192,7 +192,7 @@ def attention_masks(rank: int, world: int, layer: int) -> tuple[Tensor, Tensor]:
     """What an attention core's dropout lets through on this rank, and what the default generator draws after it."""
     chunk = build("dropout", mesh_of(world), torch.float32)
     attention = list(chunk.model.blocks)[layer].attention
-    attention.dropout = 0.5
+    attention.core_dropout = 0.5
     torch.manual_seed(5)
     size = 64
     q = torch.zeros(1, 1, size, size)
