@@ -36,6 +36,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "translate": ("translate", "Translate sentences, and show where the model looked."),
     "schedule": ("schedule", "Draw a pipeline schedule: its timeline, bubble and memory."),
     "plan": ("plan", "Predict time and memory of every layout of a model on a cluster; pick and explain."),
+    "calibrate": ("calibrate", "Measure this machine as a cluster to plan for."),
     "rehearse": ("rehearse", "Play one rank of a run of any size on fake devices: its memory, its messages."),
     "serve": ("serve", "Answer completions over HTTP, with a page to try it."),
     "export": ("export", "Write a run in another program's format."),

@@ -7,10 +7,12 @@ configs: all problems at once, with line and nearest name.
 from __future__ import annotations
 
 import stat
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import yaml
 
 from gradatim.config.decode import Decoder, nearest
 from gradatim.config.tree import LARGEST, read_tree
@@ -213,6 +215,16 @@ def load_cluster(name: str | Path) -> Cluster:
     if found:
         raise ConfigError(*found)
     return cluster
+
+
+def cluster_to_yaml(cluster: Cluster) -> str:
+    """What ``load_cluster`` reads back, every field written out."""
+    plain = asdict(cluster, dict_factory=lambda items: {name: _lists(value) for name, value in items})
+    return str(yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, width=100))
+
+
+def _lists(value: Any) -> Any:
+    return [_lists(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _read(path: Path) -> bytes:

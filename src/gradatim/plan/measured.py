@@ -12,9 +12,11 @@ messages of several sizes as training runs them, and fits each with the two or t
 
 from __future__ import annotations
 
+from typing import Any
+
 from gradatim.config.settings import LayoutConfig
 from gradatim.plan.architecture import Architecture
-from gradatim.plan.cluster import Cluster, Curve
+from gradatim.plan.cluster import Cluster, Curve, Device, Measured, Node, Stack
 from gradatim.plan.times import Seconds, Times
 from gradatim.plan.work import Product, backward_of, block_work
 
@@ -151,3 +153,40 @@ def ends_seconds(cluster: Cluster, model: Architecture, layout: LayoutConfig, pa
         data += message_seconds(cluster, "reduce", table, 2)
     agreed = 3 * message_seconds(cluster, "sum", 8.0, layout.tp * layout.pp * dp)  # count of targets, loss, norm
     return data, of(measured.update, parameters / (dp if layout.zero else 1)) + agreed
+
+
+def cluster_of(answer: dict[str, Any], name: str, memory: float) -> Cluster:
+    """The cluster file of a machine from what ``parallel/calibrate.py`` answers.
+
+    Args:
+        answer: its rate, threads and measured numbers.
+        name: of the processor.
+        memory: bytes that a process may use.
+    """
+    numbers = {key: _tuples(value) for key, value in answer["measured"].items()}
+    measured = Measured(**numbers)
+    processes = measured.processes
+    passes = max(measured.accumulate, 1e-12)
+    send = measured.send or ((1.0, 1e-4), (1e6, 1e-3))
+    link = (send[-1][0] - send[0][0]) / max(1e-9, send[-1][1] - send[0][1])
+    bandwidth, latency = 3 * ELEMENT / passes, send[0][1]
+    return Cluster(
+        description=f"As gradatim calibrate found this machine: {processes} processes of {answer['threads']} threads.",
+        device=Device(
+            name=name, peak=answer["rate"], matmul=answer["rate"], units=1, bandwidth=bandwidth, memory=memory,
+            vector=answer["rate"],
+        ),
+        node=Node(devices=max(1, processes), link=link, latency=latency, cards=1, card=link, network_latency=latency),
+        stack=Stack(
+            attention="flash", dropout=False, scatter_gather=False, overlap_data=True, reduced_bytes=ELEMENT,
+            element_bytes=ELEMENT, weight_bytes=ELEMENT, gradient_bytes=ELEMENT, state_bytes=2 * ELEMENT,
+            logits_kept=0, logits_working=0, schedules=("gpipe", "1f1b", "interleaved", "zero-bubble"),
+            overhead=3e8,
+        ),
+        devices=processes,
+        measured=measured,
+    )  # fmt: skip
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value

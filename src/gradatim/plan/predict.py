@@ -63,19 +63,46 @@ class Prediction:
     """Seconds by cause; their sum is the step."""
 
 
-def predict(
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """What a microbatch takes in each chunk of the model, first to last, before the stack's multiplier."""
+
+    forward: list[Seconds]
+    backward: list[Seconds]
+    transfer: float
+    """Seconds until a result is on the next stage,"""
+    blocking: float
+    """of these, those in which the sender does not compute: all or none."""
+
+    def step(self, layout: LayoutConfig, microbatches: int) -> float:
+        """Seconds of all microbatches, by the schedule."""
+        fs, bs = self.occupied
+        return step_seconds(layout.schedule, layout.pp, microbatches, layout.chunks, fs, bs, self.beside)
+
+    @property
+    def occupied(self) -> tuple[list[float], list[float]]:
+        """Seconds that a rank is busy with each chunk, forward and backward."""
+        return [f.total + self.blocking for f in self.forward], [b.total + self.blocking for b in self.backward]
+
+    @property
+    def beside(self) -> float:
+        """Seconds of a transfer beside the computation."""
+        return self.transfer - self.blocking
+
+
+def pipeline_times(
     cluster: Cluster, model: Architecture, layout: LayoutConfig, global_batch: int, physics: Physics = FITTED
-) -> Prediction:
-    """The seconds of a step."""
+) -> Pipeline:
+    """What the schedule is run with."""
     counts = model.layer_counts(layout)
     assert layout.microbatch
-    tp, pp, dp, v = layout.tp, layout.pp, layout.dp, layout.chunks
+    tp, pp, dp = layout.tp, layout.pp, layout.dp
     stack = cluster.stack
     m = global_batch // dp // layout.microbatch
     block, embedding, head = part_times(
         physics, cluster, model, layout.microbatch, tp, layout.sequence_parallel, layout.recompute
     )
-    last = pp * v - 1
+    last = len(counts) - 1
     forward, backward = [], []
     for chunk, layers in enumerate(counts):
         f, b = block.forward * layers, block.backward * layers
@@ -92,9 +119,28 @@ def predict(
     if layout.sequence_parallel:
         size /= tp
     transfer = transfer_seconds(physics, cluster, size, tp, dp, pp) if pp > 1 else 0.0
-    blocking = 0.0 if stack.overlap_pipeline else transfer
-    fs, bs = [f.total + blocking for f in forward], [b.total + blocking for b in backward]
-    pipeline = step_seconds(layout.schedule, pp, m, v, fs, bs, transfer if stack.overlap_pipeline else 0.0)
+    return Pipeline(forward, backward, transfer, 0.0 if stack.overlap_pipeline else transfer)
+
+
+def multiplier(cluster: Cluster, layout: LayoutConfig) -> float:
+    """Measured time over that of the physics, of this stack at this size."""
+    stack, devices = cluster.stack, layout.tp * layout.pp * layout.dp
+    one_node = devices <= cluster.node.devices
+    scale = stack.multiplier if stack.multiplier_one_node is None or not one_node else stack.multiplier_one_node
+    return scale * measured.busy(cluster, devices)
+
+
+def predict(
+    cluster: Cluster, model: Architecture, layout: LayoutConfig, global_batch: int, physics: Physics = FITTED
+) -> Prediction:
+    """The seconds of a step."""
+    counts = model.layer_counts(layout)
+    assert layout.microbatch
+    pp, v = layout.pp, layout.chunks
+    m = global_batch // layout.dp // layout.microbatch
+    times = pipeline_times(cluster, model, layout, global_batch, physics)
+    forward, backward = times.forward, times.backward
+    pipeline = times.step(layout, m)
     ranks = [[c for c in range(pp * v) if c % pp == rank] for rank in range(pp)]
     work = [sum(forward[c].total + backward[c].total for c in own) for own in ranks]
     gathering = 0.0
@@ -106,13 +152,11 @@ def predict(
     busiest = max(range(pp), key=lambda rank: work[rank])
     compute = m * sum(forward[c].compute + backward[c].compute for c in ranks[busiest])
     tensor = m * sum(forward[c].tensor + backward[c].tensor for c in ranks[busiest])
-    sending = 2 * m * v * blocking
+    sending = 2 * m * v * times.blocking
     # gradients hide behind the last microbatch's backward pass, gathered weights behind the next step's first forward
     beside = Times(sum((forward[c] for c in ranks[0]), Seconds()), sum((backward[c] for c in ranks[0]), Seconds()))
     data, optimizer = data_and_optimizer(physics, cluster, model, layout, counts, beside)
-    one_node = tp * pp * dp <= cluster.node.devices
-    scale = stack.multiplier if stack.multiplier_one_node is None or not one_node else stack.multiplier_one_node
-    scale *= measured.busy(cluster, tp * pp * dp)
+    scale = multiplier(cluster, layout)
     parts = {
         "compute": compute,
         "tensor": tensor,
