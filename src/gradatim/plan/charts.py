@@ -261,9 +261,9 @@ class Scale:
 
     @property
     def every(self) -> float:
-        """Distance of the rules: 1, 2 or 5 times a power of ten, three to six of them."""
-        power = 10.0 ** math.floor(math.log10(max(self.most, 1e-12) / 5))
-        return next(power * n for n in (1, 2, 5, 10) if self.most / (power * n) <= 5.5)
+        """Distance of the rules: 1, 2 or 5 times a power of ten, three to eight of them."""
+        power = 10.0 ** math.floor(math.log10(max(self.most, 1e-12) / 7))
+        return next(power * n for n in (1, 2, 5, 10) if self.most / (power * n) <= 7)
 
     @property
     def end(self) -> float:
