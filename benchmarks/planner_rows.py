@@ -35,6 +35,8 @@ class Row:
     """Rows of a group differ only in layout, so that their ranking can be judged."""
     gib: float | None = None
     """Measured memory of the device, where the source states it."""
+    oom: bool = False
+    """The run did not fit the device."""
     label: str = field(default="", compare=False)
 
 
@@ -166,20 +168,25 @@ def h100_weak(data: Path, name: str) -> Iterator[Row]:
         yield Row(name, "eos-h100", what, layouts, batch, seconds, label=f"{row['model']}, t {tp}, p {pp}, d {dp}")
 
 
-def bloom(data: Path, name: str) -> Iterator[Row]:
-    """V = 250,880 (the final tokenizer, padded); heads that do not divide the width are read as 64, as it ends."""
+def bloom(data: Path, name: str, *, memory: bool = False) -> Iterator[Row]:
+    """V = 250,880 (the final tokenizer, padded); heads that do not divide the width are read as 64, as it ends.
+
+    With ``memory``, runs that did not fit come along; they have no time.
+    """
     for row in read(data, f"{name}.csv"):
-        if not (row["sec_per_it"] or "x").replace(".", "").isdecimal():
+        timed = (row["sec_per_it"] or "x").replace(".", "").isdecimal()
+        if not timed and not (memory and row["mem"] == "OOM"):
             continue
         width, heads, layers, tp, pp, dp, batch, b, zero = whole(
             row, "hidden", "heads", "layers", "tp", "pp", "dp", "gbs", "mbs", "zero_stage"
         )
         heads = 64 if width % heads else heads
         layout = LayoutConfig(tp=tp, pp=pp, dp=dp, microbatch=b, recompute="full", zero=zero)  # type: ignore[arg-type]
-        memory = row["mem"].removesuffix("GB")
+        shown = row["mem"].removesuffix("GB")
         yield Row(
             name, "jean-zay-a100", model(width, heads, layers, 250880, 2048), (layout,), batch,
-            float(row["sec_per_it"]), gib=float(memory) if memory.isdecimal() else None,
+            float(row["sec_per_it"]) if timed else 0.0, gib=float(shown) if shown.isdecimal() else None,
+            oom=row["mem"] == "OOM",
             label=f"h {width}, l {layers}, a {heads}, b {b}, t {tp}, p {pp}, d {dp}",
         )  # fmt: skip
 

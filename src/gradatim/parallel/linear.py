@@ -82,8 +82,9 @@ class WeightGradients:
         coming = [None if each.gather is None else begin_gather(each.x, each.gather) for each in pending[:1]]
         for i, each in enumerate(pending):
             coming += [None if n.gather is None else begin_gather(n.x, n.gather) for n in pending[i + 1 : i + 2]]
-            arrived = coming[i]
+            arrived, coming[i] = coming[i], None  # the parts go once they are put together
             x = (each.x if arrived is None else arrived.wait()).flatten(0, -2)
+            del arrived
             for weight, grad in zip(each.weights, each.grads):
                 _accumulate(weight, grad, x)
                 for function in self._ready:
@@ -192,7 +193,8 @@ class _Columns(torch.autograd.Function):
         found: list[Tensor | None] = [None] * len(needs)
         if queue is not None and holds:
             gather = axis if sequence else None
-            queue.add(Pending(tuple(layer.weight for layer in layers), tuple(rows), x, gather))
+            # detached: a graph that is done would hold its chunk's input
+            queue.add(Pending(tuple(layer.weight for layer in layers), tuple(rows), x.detach(), gather))
         else:
             whole = (x if x_coming is None else x_coming.wait()).flatten(0, -2)
             for i, (grad, weight) in enumerate(zip(rows, weights)):
@@ -230,7 +232,7 @@ class _Row(torch.autograd.Function):
         if needs_x:
             grad_x = torch.mm(rows, weight.to(x.dtype)).view(x.shape)
         if layer.queue is not None and layer.queue.holding:
-            layer.queue.add(Pending((layer.weight,), (rows,), x, None))
+            layer.queue.add(Pending((layer.weight,), (rows,), x.detach(), None))
         elif needs_weight:
             grad_weight = torch.mm(rows.t(), x.flatten(0, -2)).to(weight.dtype)
         return grad_x, None, None, grad_weight, grad_bias

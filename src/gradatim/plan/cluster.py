@@ -61,6 +61,8 @@ class Node:
 class Stack:
     """The software that trains there: what it can do, how it does it, how well."""
 
+    layers: Literal["megatron", "gradatim"] = "megatron"
+    """Whose layers: what they keep for the backward pass. Our own are counted operation by operation, under bf16."""
     attention: Literal["unfused", "fused-softmax", "flash"] = "fused-softmax"
     """Scores in memory with separate passes, with mask and softmax in one, or never in memory."""
     flash_forward: float = 0.6

@@ -2,20 +2,29 @@
 
 Activations are counted tensor by tensor, as in Korthikanti et al. 2022 (arXiv:2205.05198, section 4), whose closed
 forms follow for its software (dropout on, unfused attention): sbh(10 + 24/t + 5as/ht) a layer, sbh/t(34 + 5as/h) under
-sequence parallelism. How many microbatches are in flight comes from the schedule itself.
+sequence parallelism; those of our own software are in ``tensors``. How many microbatches are in flight comes from the
+schedule itself. The worst moment is looked for among the passes of a block and of both ends of the model.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
+from typing import Any
+
+import numpy as np
 
 from gradatim.config.settings import LayoutConfig
+from gradatim.plan import ends
 from gradatim.plan.architecture import Architecture
 from gradatim.plan.cluster import Stack
+from gradatim.plan.tensors import Case, Part, block_part
 from gradatim.schedules import build_schedule
+from gradatim.schedules.actions import peak_in_flight
 
 GIB = 2**30
+Numbers = Any
+"""A number, or an array of one for each layout."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +37,7 @@ class StageMemory:
     activations: float
     """Held from forward to backward passes, of all microbatches in flight."""
     working: float
-    """Needed besides at the worst moment: a layer computed again, or logits and their gradient."""
+    """Needed besides at the worst moment: a layer computed again and its gradients, or logits and theirs."""
     overhead: float
     """Context, communication library, allocator: the stack's allowance."""
 
@@ -43,6 +52,41 @@ class StageMemory:
         return self.weights + self.gradients + self.optimizer
 
 
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the parts of a model hold for one microbatch on one rank, and what stands between stages; bytes."""
+
+    block: Part
+    embedding: Part
+    head: Part
+    table: float
+    """Gradient of a tied matrix that the head has computed and the embedding adds to; 0 where nobody waits for it."""
+    hidden: float
+    """Of a transfer between stages that counts."""
+    step: float
+    """Of a sequence of the batch, held through the step, for each that a replica reads,"""
+    constant: float
+    """and held whatever is read."""
+
+    def columns(self) -> list[float]:
+        """As a row of numbers, to be put together again by ``from_columns``."""
+        parts = [
+            getattr(part, field.name) for part in (self.block, self.embedding, self.head) for field in fields(Part)
+        ]
+        return [*parts, self.table, self.hidden, self.step, self.constant]
+
+
+WIDTH = 3 * len(fields(Part)) + 4
+"""Numbers of ``Parts.columns``."""
+
+
+def from_columns(columns: Numbers) -> Parts:
+    """``Parts`` of arrays, one number for each layout."""
+    n = len(fields(Part))
+    block, embedding, head = (Part(*columns[i * n : (i + 1) * n]) for i in range(3))
+    return Parts(block, embedding, head, *columns[3 * n :])
+
+
 @lru_cache(maxsize=4096)
 def in_flight(schedule: str, stages: int, microbatches: int, chunks: int) -> tuple[int, ...]:
     """Most chunk-microbatches that each rank holds at once; beyond some microbatches it stays as it is."""
@@ -51,15 +95,45 @@ def in_flight(schedule: str, stages: int, microbatches: int, chunks: int) -> tup
         return (microbatches,) * stages
     if schedule == "interleaved":
         enough = -(-enough // stages) * stages
-    from gradatim.schedules.actions import peak_in_flight
-
     return tuple(peak_in_flight(build_schedule(schedule, stages, enough, chunks)))
+
+
+# ---------------------------------------------------------------------- parts of a model
+
+
+def model_parts(
+    model: Architecture,
+    stack: Stack,
+    *,
+    sequences: int,
+    tp: int,
+    sequence_parallel: bool,
+    recompute: str,
+    waits: bool = False,
+) -> Parts:
+    """What blocks and ends hold, by the stack's software; ``waits``: weight gradients do, as in zero-bubble."""
+    if stack.layers == "gradatim":
+        case = Case(model, sequences, tp, sequence_parallel, recompute, waits)
+        return Parts(
+            block_part(case), ends.embedding_part(case), ends.head_part(case),
+            ends.table_gradient(case) if model.tied else 0.0, ends.stream_bytes(case),
+            ends.ID_BYTES * model.context, ends.rotation_bytes(model),
+        )  # fmt: skip
+    options: dict[str, Any] = {"sequences": sequences, "tp": tp, "sequence_parallel": sequence_parallel}
+    kept, working = block_activations(model, stack, **options, recompute=recompute)
+    head_kept, head_working = head_activations(model, stack, **options)
+    mask = 0.0
+    if stack.dropout:
+        mask = 1.0 * sequences * model.context * model.width / (tp if sequence_parallel else 1)
+    return Parts(
+        Part(kept, backward=working, deferred=kept), Part(mask), Part(head_kept, head_working), 0.0, 0.0, 0.0, 0.0
+    )
 
 
 def block_activations(
     model: Architecture, stack: Stack, *, sequences: int, tp: int, sequence_parallel: bool, recompute: str
 ) -> tuple[float, float]:
-    """Bytes that a block keeps for its backward pass, and bytes that come back when it is computed again."""
+    """Bytes that a block keeps for its backward pass, and most that it needs besides during that."""
     tokens, s = sequences * model.context, model.context
     width = 2.0 * tokens * model.width  # a hidden state of 16 bits
     shard = tp if sequence_parallel else 1
@@ -80,11 +154,15 @@ def block_activations(
     else:
         core = square * (2 + (3 if stack.dropout else 0)) + (2 * square if stack.attention == "unfused" else 0)
     everything = kept + core
+    # Going backward, in the feed-forward layer: the stream's gradient, that of what enters its last matrix, and that of
+    # what leaves its first.
+    working = inputs + inner + (2 if model.gated else 1) * inner
     if recompute == "full":
-        return inputs, everything
+        return inputs, everything + working
     if recompute == "selective" and core:
-        return kept, core
-    return everything, 0.0
+        # The core is computed again once the feed-forward layer's tensors are gone.
+        return kept, max(working, core)
+    return everything, working
 
 
 def head_activations(
@@ -93,8 +171,66 @@ def head_activations(
     """Bytes that the head keeps (its inputs, its softmax), and what its backward pass needs besides."""
     tokens = sequences * model.context
     shard = tp if sequence_parallel else 1
-    logits = 1.0 * tokens * model.predicted * model.vocabulary / tp
+    logits = 1.0 * tokens * model.vocabulary / tp
     return 2 * 2.0 * tokens * model.width / shard + stack.logits_kept * logits, stack.logits_working * logits
+
+
+# ---------------------------------------------------------------------- a stage
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """Ranks of pipelines, one number for each in every array."""
+
+    rank: Numbers
+    pp: Numbers
+    chunks: Numbers
+    layers: Numbers
+    """Of a chunk."""
+    microbatches: Numbers
+    in_flight: Numbers
+    """Chunk-microbatches held at once, at most: those whose backward pass is to come, or whose weight gradients are."""
+    schedule: Numbers
+    """Its name."""
+
+
+def activation_peak(parts: Parts, at: Stages) -> tuple[Numbers, Numbers]:
+    """Bytes that microbatches in flight hold, and bytes besides at the worst moment of the passes then at work.
+
+    Between stages there are tensors besides those of a graph: the last one sent, which may not have arrived, and those
+    to be received next, for which there is a place before they come (``schedules/lower``).
+    """
+    block, embedding, head = parts.block, parts.embedding, parts.head
+    first, last, alone = at.rank == 0, at.rank == at.pp - 1, at.pp == 1
+    gpipe, looped, zero_bubble = ((at.schedule == name) & ~alone for name in ("gpipe", "interleaved", "zero-bubble"))
+    waiting = np.where(zero_bubble, at.in_flight - np.minimum(at.microbatches, at.pp - at.rank), 0)
+    graphs = at.in_flight - waiting
+    chunk = at.layers * block.kept
+    held = graphs * chunk + waiting * at.layers * block.deferred
+    held = held + np.where(first, at.in_flight / at.chunks * embedding.kept, 0.0)
+    held = held + np.where(last & gpipe, (at.microbatches - 1) * head.kept, 0.0)
+
+    one_way = np.where(first | last, 1, 2)
+    going = np.select([alone, gpipe, looped, zero_bubble & ~last], [0, 1 - last, 2 + 2 * last, 2], one_way)
+    coming = np.select([alone, gpipe, looped, zero_bubble], [0, 2 - 2 * last, 3 + last, 1], one_way)
+    forward, backward = going * parts.hidden, coming * parts.hidden
+    given = np.where(last, 0.0, parts.hidden)  # the gradient that came from the next stage stays to the end
+    tied = np.where(alone, parts.table, 0.0)
+    # While the first chunk works others hold less, where each microbatch has passed it before any comes back.
+    others = np.where(looped & (at.microbatches <= at.pp), at.microbatches, graphs) - 1
+    empty = (others - graphs) * chunk
+    moments = [
+        block.forward + (at.layers - 1) * block.cached + forward,
+        block.backward + backward + tied,
+        # in a chunk's first block, when those behind have left products that wait
+        block.backward + backward + tied + (at.layers - 1) * (block.deferred - block.kept) + given,
+        np.where(zero_bubble, at.layers * (block.deferred - block.kept) + block.products + backward, 0.0),
+        np.where(last, head.kept + head.forward + at.layers * block.cached + forward, 0.0),
+        np.where(last, head.backward + backward + tied, 0.0),
+        np.where(first, embedding.forward + forward + empty, 0.0),
+        np.where(first, embedding.backward + backward + given + 2 * tied + empty, 0.0),
+    ]
+    return held, np.max(np.broadcast_arrays(*moments), axis=0)
 
 
 def stage_memory(stack: Stack, model: Architecture, layout: LayoutConfig, global_batch: int) -> list[StageMemory]:
@@ -103,30 +239,27 @@ def stage_memory(stack: Stack, model: Architecture, layout: LayoutConfig, global
     counts = model.layer_counts(layout)
     tp, pp, dp, v, zero = layout.tp, layout.pp, layout.dp, layout.chunks, layout.zero
     m = global_batch // dp // layout.microbatch
-    held = in_flight(layout.schedule, pp, m, v)
-    options = {"sequences": layout.microbatch, "tp": tp, "sequence_parallel": layout.sequence_parallel}
-    kept, again = block_activations(model, stack, **options, recompute=layout.recompute)  # type: ignore[arg-type]
-    head_kept, head_working = head_activations(model, stack, **options)  # type: ignore[arg-type]
+    parts = model_parts(
+        model, stack, sequences=layout.microbatch, tp=tp, sequence_parallel=layout.sequence_parallel,
+        recompute=layout.recompute, waits=layout.schedule == "zero-bubble" and pp > 1,
+    )  # fmt: skip
+    ranks, layers = np.arange(pp), np.array([sum(counts[rank::pp]) for rank in range(pp)])
+    held = np.array(in_flight(layout.schedule, pp, m, v))
+    activations, working = activation_peak(
+        parts, Stages(ranks, np.full(pp, pp), v, layers / v, m, held, np.full(pp, layout.schedule))
+    )
+    activations = activations + parts.step * global_batch / dp + parts.constant
     found = []
     for rank in range(pp):
-        layers = sum(counts[rank::pp])
-        parameters = layers * model.block_parameters(tp)
-        first, last = rank == 0, rank == pp - 1
-        if first:
+        parameters = int(layers[rank]) * model.block_parameters(tp)
+        if rank == 0:
             parameters += model.embedding_parameters(tp)
-        if last:
+        if rank == pp - 1:
             parameters += model.head_parameters(tp, alone=pp > 1)
         weights = stack.weight_bytes * parameters / (dp if zero >= 3 else 1)
         gradients = stack.gradient_bytes * parameters / (dp if zero >= 2 else 1)
         optimizer = stack.state_bytes * parameters / (dp if zero >= 1 else 1)
-        per_chunk = layers / v * kept
-        activations = held[rank] * per_chunk
-        hidden = 2.0 * layout.microbatch * model.context * model.width / (tp if layout.sequence_parallel else 1)
-        if first and stack.dropout:
-            activations += held[rank] / v * hidden / 2
-        working = again
-        if last:
-            activations += head_kept
-            working = max(working, head_working)
-        found.append(StageMemory(weights, gradients, optimizer, activations, working, stack.overhead))
+        found.append(
+            StageMemory(weights, gradients, optimizer, float(activations[rank]), float(working[rank]), stack.overhead)
+        )
     return found

@@ -20,7 +20,7 @@ from gradatim.plan.architecture import Architecture
 from gradatim.plan.cluster import Cluster, Stack
 from gradatim.plan.communication import transfer_seconds
 from gradatim.plan.measured import busy
-from gradatim.plan.memory import block_activations, head_activations, stage_memory
+from gradatim.plan.memory import WIDTH, Parts, Stages, activation_peak, from_columns, model_parts, stage_memory
 from gradatim.plan.physics import FITTED, Physics
 from gradatim.plan.predict import Prediction, data_and_optimizer, part_times, predict
 from gradatim.plan.times import Seconds, Times
@@ -229,11 +229,13 @@ def bounds(
 ) -> tuple[Array, Array]:
     """For every layout a bound below its seconds and the bytes of its fullest rank (first, second or last)."""
     stack = cluster.stack
-    keys = np.stack([columns.tp, columns.microbatch, columns.sequence_parallel, columns.recompute])
+    names = np.array(columns.names)[columns.schedule]
+    waits = (names == "zero-bubble") & (columns.pp > 1)
+    keys = np.stack([columns.tp, columns.microbatch, columns.sequence_parallel, columns.recompute, waits])
     kinds, of = np.unique(keys, axis=1, return_inverse=True)
     of = of.reshape(-1)
     parts = []
-    for tp, microbatch, sp, recompute in kinds.T.tolist():
+    for tp, microbatch, sp, recompute, later in kinds.T.tolist():
         name = columns.recomputes[recompute]
         block, embedding, head = part_times(physics, cluster, model, microbatch, tp, bool(sp), name)
         options: dict[str, Any] = {"sequences": microbatch, "tp": tp, "sequence_parallel": bool(sp)}
@@ -241,12 +243,11 @@ def bounds(
             [
                 *(part.forward.total for part in (block, embedding, head)),
                 *(part.backward.total for part in (block, embedding, head)),
-                *block_activations(model, stack, **options, recompute=name),
-                *head_activations(model, stack, **options),
+                *model_parts(model, stack, **options, recompute=name, waits=bool(later)).columns(),
             ]
         )
-    (f, fe, fh, b, be, bh, kept, again, head_kept, head_working) = np.array(parts).reshape(-1, 10).T[:, of]
-    pp, v, tp, dp, zero = columns.pp, columns.chunks, columns.tp, columns.dp, columns.zero
+    f, fe, fh, b, be, bh, *held = np.array(parts).reshape(-1, 6 + WIDTH).T[:, of]
+    pp, v, tp, dp = columns.pp, columns.chunks, columns.tp, columns.dp
     m = global_batch // dp // columns.microbatch
     size = (
         1.0
@@ -274,22 +275,26 @@ def bounds(
     scale = np.where(one_node, stack.multiplier_one_node or stack.multiplier, stack.multiplier)
     if cluster.calibrated:
         scale = scale * np.array([busy(cluster, n) for n in (tp * pp * dp).tolist()])
-    # memory: of the first rank, of one in the middle, of the last
-    held = [_held(columns, m, rank) for rank in (np.zeros_like(pp), np.minimum(1, pp - 1), pp - 1)]
+    return seconds * scale, _most_memory(stack, model, columns, global_batch, from_columns(held))
+
+
+def _most_memory(stack: Stack, model: Architecture, columns: Columns, global_batch: int, parts: Parts) -> Array:
+    """Bytes of the fullest rank: the first, the second or the last."""
+    pp, v, tp, dp, zero = columns.pp, columns.chunks, columns.tp, columns.dp, columns.zero
+    m = global_batch // dp // columns.microbatch
+    names = np.array(columns.names)[columns.schedule]
     bytes_each = stack.weight_bytes / np.where(zero >= 3, dp, 1) + stack.gradient_bytes / np.where(zero >= 2, dp, 1)
     bytes_each = bytes_each + stack.state_bytes / np.where(zero >= 1, dp, 1)
     block, embedding, lone, tied = _parameters(model, tp)
-    layers = np.where(stack.splits == ("uniform",), most, v * fewest)
-    per_chunk = layers / v * kept
-    needed = [
-        (layers * block + embedding + np.where(pp == 1, tied, 0)) * bytes_each + held[0] * per_chunk + again,
-        layers * block * bytes_each + held[1] * per_chunk + again,
-        (layers * block + np.where(pp == 1, tied + embedding, lone)) * bytes_each
-        + held[2] * per_chunk
-        + head_kept
-        + np.maximum(again, head_working),
-    ]
-    return seconds * scale, np.max(needed, axis=0) + stack.overhead
+    layers = np.where(stack.splits == ("uniform",), -(-model.layers // pp), v * (model.layers // (pp * v)))
+    needed = []
+    for rank in (np.zeros_like(pp), np.minimum(1, pp - 1), pp - 1):
+        first, last = rank == 0, rank == pp - 1
+        parameters = layers * block + np.where(first, embedding, 0) + np.where(last, np.where(first, tied, lone), 0)
+        at = Stages(rank, pp, v, layers / v, m, _held(columns, m, rank), names)
+        needed.append(parameters * bytes_each + sum(activation_peak(parts, at)))
+    batch = parts.step * (global_batch / dp) + parts.constant
+    return np.max(needed, axis=0) + batch + stack.overhead
 
 
 def _transfers(physics: Physics, cluster: Cluster, size: Array, columns: Columns) -> Array:
@@ -322,6 +327,7 @@ def _held(columns: Columns, m: Array, rank: Array) -> Array:
     warm_up = 2 * (columns.pp - rank - 1) + (columns.chunks - 1) * columns.pp + 1
     looped = np.minimum(warm_up, m * columns.chunks)
     held = np.where(names == "interleaved", looped, np.minimum(m, columns.pp - rank))
+    held = np.where(names == "zero-bubble", np.minimum(m, columns.pp), held)
     return np.where(names == "gpipe", m, held)
 
 

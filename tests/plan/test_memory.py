@@ -1,0 +1,134 @@
+"""Memory of layouts: published closed forms, schedules, and what a rehearsal of the real model counts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gradatim.config.settings import GptConfig, LayoutConfig, OptimizerConfig, RunConfig
+from gradatim.parallel.rehearse import rehearse
+from gradatim.plan.architecture import Architecture
+from gradatim.plan.cluster import load_cluster
+from gradatim.plan.memory import block_activations, in_flight, stage_memory
+from gradatim.plan.search import NO_LIMITS, Fixed, _held, bounds, legal_layouts
+from gradatim.plan.tensors import Case, Ledger, Walk
+from gradatim.schedules import build_schedule, peak_in_flight
+
+GPT2: dict[str, Any] = {"n_layers": 8, "d_model": 256, "n_heads": 8, "vocab_multiple": 32}
+LLAMA: dict[str, Any] = {
+    **GPT2, "n_kv_heads": 4, "d_ff": 704, "positions": "rotary", "norm": "rms", "activation": "swiglu", "bias": False,
+    "tied": False,
+}  # fmt: skip
+WORDS, CONTEXT = 2000, 256
+
+
+# ------------------------------------------------------------------ closed forms
+
+
+@pytest.mark.parametrize("t", [1, 2, 8])
+@pytest.mark.parametrize("split", [False, True])
+def test_korthikanti(t: int, split: bool) -> None:
+    """Activation bytes of a layer as in arXiv:2205.05198, table 2."""
+    s, b, h, a = 512, 4, 1024, 16
+    model = Architecture(GptConfig(d_model=h, n_heads=a, n_layers=2), 50304, s)
+    stack = load_cluster("selene-2022").stack
+
+    def kept(recompute: str) -> float:
+        return block_activations(model, stack, sequences=b, tp=t, sequence_parallel=split, recompute=recompute)[0]
+
+    sbh, scores = s * b * h, 5 * a * s / h
+    if split:
+        assert kept("none") == sbh / t * (34 + scores)
+        assert kept("selective") == 34 * sbh / t
+        assert kept("full") == 2 * sbh / t
+    else:
+        assert kept("none") == sbh * (10 + 24 / t + scores / t)
+        assert kept("selective") == sbh * (10 + 24 / t)
+        assert kept("full") == 2 * sbh
+
+
+# ------------------------------------------------------------------ schedules
+
+PIPELINES = [
+    *((name, p, m, 1) for name in ("gpipe", "1f1b", "zero-bubble") for p in (2, 4, 7) for m in (1, 3, 4, 9, 24)),
+    *(("interleaved", p, p * n, v) for p in (2, 4) for v in (2, 3) for n in (1, 2, 3, 7)),
+]
+
+
+@pytest.mark.parametrize(("name", "p", "m", "v"), PIPELINES)
+def test_in_flight_is_the_schedules_own(name: str, p: int, m: int, v: int) -> None:
+    expected = peak_in_flight(build_schedule(name, p, m, v))
+    assert list(in_flight(name, p, m, v)) == expected
+    columns = SimpleNamespace(names=[name], schedule=np.zeros(p, int), pp=np.full(p, p), chunks=np.full(p, v))
+    assert _held(columns, np.full(p, m), np.arange(p)).tolist() == expected  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------ our own layers
+
+
+@pytest.mark.parametrize("recompute", ["none", "selective"])
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize(("tp", "split"), [(1, False), (4, False), (4, True)])
+@pytest.mark.parametrize("shape", [GPT2, LLAMA, {**GPT2, "dropout": 0.1}], ids=["gpt2", "llama", "dropout"])
+def test_a_backward_pass_lets_go_of_what_its_forward_pass_kept(
+    shape: dict[str, Any], tp: int, split: bool, waits: bool, recompute: str
+) -> None:
+    case = Case(Architecture(GptConfig(**shape), WORDS, CONTEXT), 2, tp, split, recompute, waits)
+    walk = Walk(case)
+    walk.ledger = Ledger(walk.stream)
+    walk.forward()  # its output, and then in its place the output's gradient, is counted besides
+    deferred = walk.backward()
+    assert walk.ledger.held == pytest.approx(walk.stream + deferred, rel=1e-12)
+
+
+LAYOUTS: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    (GPT2, {"recompute": "none"}),
+    (GPT2, {"recompute": "full", "dp": 2, "zero": 1}),
+    (GPT2, {"tp": 4, "pp": 4, "sequence_parallel": True, "recompute": "full"}),
+    (GPT2, {"tp": 2, "pp": 2, "recompute": "selective"}),
+    (LLAMA, {"tp": 2, "pp": 4, "sequence_parallel": True, "dp": 2}),
+    (LLAMA, {"pp": 2, "chunks": 2, "schedule": "interleaved"}),
+    (GPT2, {"tp": 2, "pp": 2, "schedule": "zero-bubble", "sequence_parallel": True}),
+    (GPT2, {"pp": 2, "schedule": "gpipe"}),
+]
+
+
+@pytest.mark.parametrize(("shape", "fields"), LAYOUTS, ids=[f"{i}" for i in range(len(LAYOUTS))])
+def test_plans_what_a_rehearsal_counts(shape: dict[str, Any], fields: dict[str, Any]) -> None:
+    layout = LayoutConfig(microbatch=2, **fields)
+    batch = 2 * layout.dp * layout.pp * 2
+    config = RunConfig(
+        model=GptConfig(**shape), layout=layout, context=CONTEXT, global_batch=batch, precision="bf16",
+        optimizer=OptimizerConfig(clip=1.0),
+    )  # fmt: skip
+    stack = load_cluster("gradatim-h100").stack
+    planned = stage_memory(stack, Architecture(GptConfig(**shape), WORDS, CONTEXT), layout, batch)
+    for stage in sorted({0, layout.pp // 2, layout.pp - 1}):
+        real = rehearse(config, WORDS, stage * layout.tp * layout.dp)
+        mine = planned[stage]
+        assert mine.weights == pytest.approx(real.weights_bytes, rel=2e-3)
+        assert mine.gradients == pytest.approx(real.gradient_bytes, rel=2e-3)
+        assert mine.optimizer == pytest.approx(real.optimizer_bytes, rel=2e-3)
+        assert mine.activations + mine.working == pytest.approx(real.peak_activation_bytes, rel=0.03)
+
+
+# ------------------------------------------------------------------ the search's
+
+
+@pytest.mark.parametrize("name", ["gradatim-h100", "selene-2022", "eos-h100"])
+@pytest.mark.parametrize("shape", [GPT2, LLAMA], ids=["gpt2", "llama"])
+def test_the_search_knows_the_fullest_rank(name: str, shape: dict[str, Any]) -> None:
+    """To the byte for uniform stages, as ranks between the second and the last hold less."""
+    stack = replace(load_cluster(name).stack, schedules=NO_LIMITS.schedules, splits=("uniform",), zero=(0, 1))
+    cluster = replace(load_cluster(name), stack=stack)
+    model = Architecture(GptConfig(**shape), WORDS, CONTEXT)
+    columns = legal_layouts(model, 16, 64, Fixed(), stack, Counter())
+    _, needed = bounds(cluster, model, columns, 64)
+    for i in np.random.default_rng(1).permutation(len(columns))[:60].tolist():
+        most = max(stage.total for stage in stage_memory(stack, model, columns.layout(i), 64))
+        assert needed[i] == pytest.approx(most, rel=1e-9)
