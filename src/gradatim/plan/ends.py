@@ -35,11 +35,11 @@ def embedding_part(case: Case) -> Part:
         ledger.take(stream)
     back = Ledger(stream)
     if case.split:
-        back.take(whole, whole)
-        back.free(whole)
+        back.take(whole, whole)  # the parts, and put together
+        back.free(whole, stream)
     if case.tp > 1:
         back.take(whole)
-        back.free(whole if case.split else 0.0)
+        back.free(whole if case.split else stream)
     back.take(table_gradient(case))
     kept = 9.0 * case.tokens if case.tp > 1 else 0.0  # ids of this rank's words, and which are not
     return Part(kept, ledger.peak, back.peak)

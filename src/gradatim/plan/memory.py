@@ -210,25 +210,28 @@ def activation_peak(parts: Parts, at: Stages) -> tuple[Numbers, Numbers]:
     held = held + np.where(first, at.in_flight / at.chunks * embedding.kept, 0.0)
     held = held + np.where(last & gpipe, (at.microbatches - 1) * head.kept, 0.0)
 
-    one_way = np.where(first | last, 1, 2)
+    once = looped & (at.microbatches <= at.pp)  # all pass a rank's first chunk before any comes back
+    looped = looped & ~once
+    one_way = np.where(first | (last & ~once), 1, 2)
     going = np.select([alone, gpipe, looped, zero_bubble & ~last], [0, 1 - last, 2 + 2 * last, 2], one_way)
-    coming = np.select([alone, gpipe, looped, zero_bubble], [0, 2 - 2 * last, 3 + last, 1], one_way)
+    coming = np.select([alone, gpipe, looped, zero_bubble], [0, 2 - 2 * last, 3 + last, 1], one_way + (last & once))
     forward, backward = going * parts.hidden, coming * parts.hidden
     given = np.where(last, 0.0, parts.hidden)  # the gradient that came from the next stage stays to the end
     tied = np.where(alone, parts.table, 0.0)
-    # While the first chunk works others hold less, where each microbatch has passed it before any comes back.
-    others = np.where(looped & (at.microbatches <= at.pp), at.microbatches, graphs) - 1
-    empty = (others - graphs) * chunk
+    # While the embedding works its chunk holds nothing; at the end of a backward pass, what has been left to wait.
+    empty = (np.where(once, at.microbatches, graphs) - 1 - graphs) * chunk
+    left = np.where(zero_bubble, at.layers * block.deferred, 0.0)
+    # When a chunk's first block goes backward, those behind it have left what waits in place of what they kept.
+    behind = (at.layers - 1) * (block.deferred - block.kept) + given
     moments = [
         block.forward + (at.layers - 1) * block.cached + forward,
         block.backward + backward + tied,
-        # in a chunk's first block, when those behind have left products that wait
-        block.backward + backward + tied + (at.layers - 1) * (block.deferred - block.kept) + given,
+        block.backward + backward + tied + np.where(at.layers > 1, behind, 0.0),
         np.where(zero_bubble, at.layers * (block.deferred - block.kept) + block.products + backward, 0.0),
         np.where(last, head.kept + head.forward + at.layers * block.cached + forward, 0.0),
         np.where(last, head.backward + backward + tied, 0.0),
         np.where(first, embedding.forward + forward + empty, 0.0),
-        np.where(first, embedding.backward + backward + given + 2 * tied + empty, 0.0),
+        np.where(first, embedding.backward + backward + given + 2 * tied + empty + left, 0.0),
     ]
     return held, np.max(np.broadcast_arrays(*moments), axis=0)
 
