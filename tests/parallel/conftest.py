@@ -1,4 +1,4 @@
-"""One pool of workers per world size, for all tests of this folder."""
+"""One pool of workers per world size, for all tests of this folder and no longer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from pool import Pool
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def pool() -> Iterator[Callable[[int], Pool]]:
     """``pool(2).run("work_mesh:place")``: results by rank."""
     pools: dict[int, Pool] = {}
