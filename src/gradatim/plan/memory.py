@@ -194,12 +194,25 @@ class Stages:
     """Its name."""
 
 
-def activation_peak(parts: Parts, at: Stages) -> tuple[Numbers, Numbers]:
-    """Bytes that microbatches in flight hold, and bytes besides at the worst moment of the passes then at work.
+def between_stages(at: Stages, once: Numbers) -> tuple[Numbers, Numbers]:
+    """Hidden states that are in no graph, during a forward and during a backward pass; counted on lowered schedules.
 
-    Between stages there are tensors besides those of a graph: the last one sent, which may not have arrived, and those
-    to be received next, for which there is a place before they come (``schedules/lower``).
+    They are the last one sent, which may not have arrived, and those to be received next, for which there is a place
+    before they come (``schedules/lower``). In the interleaved schedule the last rank goes forward and back in turn
+    while its inputs come one after the other, so that up to a third of a group wait.
     """
+    first, last, alone = at.rank == 0, at.rank == at.pp - 1, at.pp == 1
+    gpipe, looped, zero_bubble = (at.schedule == name for name in ("gpipe", "interleaved", "zero-bubble"))
+    one_way = np.where(first | last, 1, 2)
+    few = np.where(once, 2, np.minimum(4, at.pp // 2 + 1)), np.where(once, 3, np.minimum(4, at.pp // 2 + 2))
+    piled = np.maximum(few[0], at.pp // 3 + 1), np.maximum(few[1], -(-at.pp // 3) + 1)
+    kinds = [alone, gpipe, looped & last, looped & ~once, zero_bubble & ~last]
+    going = np.select(kinds, [0, 1 - last, piled[0], 2, 2], one_way)
+    return going, np.select(kinds, [0, 2 - 2 * last, piled[1], 3, 1], one_way)
+
+
+def activation_peak(parts: Parts, at: Stages) -> tuple[Numbers, Numbers]:
+    """Bytes that microbatches in flight hold, and bytes besides at the worst moment of the passes then at work."""
     block, embedding, head = parts.block, parts.embedding, parts.head
     first, last, alone = at.rank == 0, at.rank == at.pp - 1, at.pp == 1
     gpipe, looped, zero_bubble = ((at.schedule == name) & ~alone for name in ("gpipe", "interleaved", "zero-bubble"))
@@ -211,10 +224,7 @@ def activation_peak(parts: Parts, at: Stages) -> tuple[Numbers, Numbers]:
     held = held + np.where(last & gpipe, (at.microbatches - 1) * head.kept, 0.0)
 
     once = looped & (at.microbatches <= at.pp)  # all pass a rank's first chunk before any comes back
-    looped = looped & ~once
-    one_way = np.where(first | (last & ~once), 1, 2)
-    going = np.select([alone, gpipe, looped, zero_bubble & ~last], [0, 1 - last, 2 + 2 * last, 2], one_way)
-    coming = np.select([alone, gpipe, looped, zero_bubble], [0, 2 - 2 * last, 3 + last, 1], one_way + (last & once))
+    going, coming = between_stages(at, once)
     forward, backward = going * parts.hidden, coming * parts.hidden
     given = np.where(last, 0.0, parts.hidden)  # the gradient that came from the next stage stays to the end
     tied = np.where(alone, parts.table, 0.0)
