@@ -13,8 +13,8 @@ PYTHON ?= $(shell for candidate in python3.13 python3.12 python3.11 python3 pyth
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
-# Two threads at most: the tests' matrices are too small to gain from more.
-THREADS ?= 2
+# One thread a process: the tests' matrices are too small to gain from more. Two files at a time use two cores instead.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .PHONY: demo test test-layouts lint docs clean help
 help:
@@ -24,10 +24,10 @@ demo: $(VENV)/.installed
 	$(BIN)/gradatim demo
 
 test: $(VENV)/.installed-test
-	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest
+	$(PYTEST) -n 2 --dist loadfile
 
 test-layouts: $(VENV)/.installed-test
-	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest tests/parallel -m "layouts or not layouts"
+	$(PYTEST) tests/parallel -m "layouts or not layouts"
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

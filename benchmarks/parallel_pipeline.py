@@ -6,6 +6,7 @@ carried out. They take turns in the same processes; a ratio is that of one turn.
 with the median time that each chunk's forward and backward pass took while all ranks were busy, and free transfers.
 
     python benchmarks/parallel_pipeline.py
+    python benchmarks/parallel_pipeline.py --keep kept.json --microbatches 2,4    # in pieces: further ones later
 """
 
 from __future__ import annotations
@@ -22,17 +23,18 @@ import common
 
 LAYERS, WIDTH, HEADS, TOKENS, ROWS, VOCABULARY = 8, 512, 8, 128, 2, 512
 PROCESSES = 2
+CHUNKS = {"1f1b": 1, "interleaved": 2}
+COUNTS = (2, 4, 8, 16)
 
 
-def worker(rank: int, store: str, options: argparse.Namespace, answers: Any) -> None:
+def worker(rank: int, store: str, cases: list[tuple[str, int]], turns: int, answers: Any) -> None:
     import torch
     import torch.distributed as dist
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.FileStore(store, PROCESSES), rank=rank, world_size=PROCESSES)
-    for name, chunks in (("1f1b", 1), ("interleaved", 2)):
-        for microbatches in options.microbatches:
-            answers.put((rank, name, microbatches, measure(name, chunks, microbatches, options.turns)))
+    for name, microbatches in cases:
+        answers.put((rank, (name, microbatches), measure(name, CHUNKS[name], microbatches, turns)))
     dist.barrier()
 
 
@@ -126,7 +128,7 @@ def measure(name: str, chunks: int, microbatches: int, turns: int) -> dict[str, 
     return {**seconds, "took": {key: statistics.median(values) for key, values in took.items()}}
 
 
-def one_process(microbatches: list[int], turns: int) -> dict[int, list[float]]:
+def one_process(count: int, turns: int) -> list[float]:
     """The same model, one process of one thread."""
     import torch
 
@@ -135,74 +137,86 @@ def one_process(microbatches: list[int], turns: int) -> dict[int, list[float]]:
 
     torch.set_num_threads(1)
     model = build_model(GptConfig(d_model=WIDTH, n_layers=LAYERS, n_heads=HEADS, tied=False), VOCABULARY, TOKENS)
-    found = {}
-    for count in microbatches:
-        ids = torch.randint(0, VOCABULARY, (ROWS * count, TOKENS + 1))
-        times = []
-        for _ in range(turns + 1):
-            started = time.perf_counter()
-            for part in ids.split(ROWS):
-                loss = model.nll(model.hidden(part[:, :-1])[0], part[:, 1:].contiguous())
-                (loss / ids[:, 1:].numel()).backward()  # type: ignore[no-untyped-call]
-            times.append(time.perf_counter() - started)
-            model.zero_grad(set_to_none=True)
-        found[count] = times[1:]
-    return found
+    ids = torch.randint(0, VOCABULARY, (ROWS * count, TOKENS + 1))
+    times = []
+    for _ in range(turns + 1):
+        started = time.perf_counter()
+        for part in ids.split(ROWS):
+            loss = model.nll(model.hidden(part[:, :-1])[0], part[:, 1:].contiguous())
+            (loss / ids[:, 1:].numel()).backward()  # type: ignore[no-untyped-call]
+        times.append(time.perf_counter() - started)
+        model.zero_grad(set_to_none=True)
+    return times[1:]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=15)
-    parser.add_argument("--microbatches", type=lambda text: [int(n) for n in text.split(",")], default=[2, 4, 8, 16])
+    parser.add_argument("--microbatches", type=numbers, default=list(COUNTS))
+    parser.add_argument("--schedules", type=lambda text: text.split(","), default=list(CHUNKS))
+    parser.add_argument("--keep", type=Path, help="save each case here, and report those that are there already too")
     options = parser.parse_args()
-    from gradatim.schedules import build_schedule, simulate
-
-    context = multiprocessing.get_context("spawn")
-    answers = context.Queue()
-    with tempfile.TemporaryDirectory() as folder:
-        store = str(Path(folder) / "store")
-        workers = [context.Process(target=worker, args=(rank, store, options, answers)) for rank in range(PROCESSES)]
-        for process in workers:
-            process.start()
-        cases = 2 * len(options.microbatches)
-        found = {}
-        for _ in range(PROCESSES * cases):
-            rank, name, microbatches, result = answers.get(timeout=900)
-            found[rank, name, microbatches] = result
-        for process in workers:
-            process.join()
-    alone = one_process(options.microbatches, max(3, options.turns // 3))
-    rows: list[list[object]] = []
-    for name, chunks in (("1f1b", 1), ("interleaved", 2)):
-        for m in options.microbatches:
-            result = found[0, name, m]
-            took = {key: value for rank in range(PROCESSES) for key, value in found[rank, name, m]["took"].items()}
-            promised = float(
-                simulate(
-                    build_schedule(name, PROCESSES, m, chunks), lambda a, took=took: took[a.chunk, a.kind]
-                ).makespan
-            )
-            ours, theirs = result["ours"], result["theirs"]
-            rows.append(
-                [
-                    name, m, common.spread([1000 * s for s in ours]), common.spread([1000 * s for s in theirs]),
-                    common.spread([a / b for a, b in zip(ours, theirs)]),
-                    f"{statistics.median(ours) / promised:.3f}", f"{statistics.median(theirs) / promised:.3f}",
-                    f"{statistics.median(alone[m]) / statistics.median(ours):.2f}",
-                ]
-            )  # fmt: skip
+    kept = common.Kept(options.keep)
+    known = {(row["name"], row["m"]) for row in kept.rows}
+    cases = [(n, m) for n in options.schedules for m in options.microbatches if (n, m) not in known]
+    if cases:
+        for (name, m), found in both(cases, options.turns).items():
+            took = [[*key, seconds] for rank in range(PROCESSES) for key, seconds in found[rank]["took"].items()]
+            times = {side: found[0][side] for side in ("ours", "theirs")}
+            kept.add(name=name, m=m, took=took, alone=one_process(m, max(3, options.turns // 3)), **times)
+    order = {case: place for place, case in enumerate((n, m) for n in CHUNKS for m in COUNTS)}
+    rows = [shown(row) for row in sorted(kept.rows, key=lambda row: order.get((row["name"], row["m"]), len(order)))]
     columns = [
-        "schedule", "m", "ours, ms", "torch, ms", "ours / torch", "ours / simulated", "torch / simulated",
+        "schedule", "m", "turns", "ours, ms", "torch, ms", "ours / torch", "ours / simulated", "torch / simulated",
         "against one process",
     ]  # fmt: skip
     body = (
         f"{PROCESSES} processes of 1 thread, {LAYERS} blocks of width {WIDTH}, {TOKENS} tokens, microbatches of {ROWS} "
-        f"sequences, fp32; {options.turns} paired turns, gradients compared first. Median (least-most); ours / torch "
-        "is that of one turn; simulated: from the median times of actions, transfers free; interleaved has 2 chunks a "
-        "rank. "
-        "The one process runs alone, with the other core free.\n\n"
+        "sequences, fp32; paired turns, gradients compared first. Median (least-most); ours / torch is that of one "
+        "turn; simulated: from the median times of actions, transfers free; interleaved has 2 chunks a rank. The one "
+        "process runs alone, with the other core free.\n\n"
     )
     common.write_result("parallel_pipeline", "A pipeline step", body + common.table(columns, rows))
+
+
+def numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
+def both(cases: list[tuple[str, int]], turns: int) -> dict[tuple[str, int], dict[int, Any]]:
+    """What each rank measured of each case."""
+    context = multiprocessing.get_context("spawn")
+    answers = context.Queue()
+    found: dict[tuple[str, int], dict[int, Any]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        store = str(Path(folder) / "store")
+        workers = [
+            context.Process(target=worker, args=(rank, store, cases, turns, answers)) for rank in range(PROCESSES)
+        ]
+        for process in workers:
+            process.start()
+        for _ in range(PROCESSES * len(cases)):
+            rank, case, result = answers.get(timeout=900)
+            found.setdefault(case, {})[rank] = result
+        for process in workers:
+            process.join()
+    return found
+
+
+def shown(row: dict[str, Any]) -> list[object]:
+    """A case's line of the table."""
+    from gradatim.schedules import build_schedule, simulate
+
+    took = {(chunk, kind): seconds for chunk, kind, seconds in row["took"]}
+    name, m, ours, theirs = (row[key] for key in ("name", "m", "ours", "theirs"))
+    schedule = build_schedule(name, PROCESSES, m, CHUNKS[name])
+    promised = float(simulate(schedule, lambda action: took[action.chunk, action.kind]).makespan)
+    return [
+        name, m, len(ours), common.spread([1000 * s for s in ours]), common.spread([1000 * s for s in theirs]),
+        common.spread([a / b for a, b in zip(ours, theirs)]),
+        f"{statistics.median(ours) / promised:.3f}", f"{statistics.median(theirs) / promised:.3f}",
+        f"{statistics.median(row['alone']) / statistics.median(ours):.2f}",
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":
