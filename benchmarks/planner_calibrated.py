@@ -61,7 +61,8 @@ def work(group: Group, layouts: list[dict[str, Any]], turns: int) -> list[list[f
     generator = np.random.default_rng(0)
     tokens = generator.integers(0, VOCABULARY, 64 * BATCH * CONTEXT)
     file = SimpleNamespace(tokens=tokens, document_starts=np.array([0, len(tokens)]))
-    text: Any = SimpleNamespace(tokenizer=SimpleNamespace(vocab_size=VOCABULARY, boundary=0), train=file, valid=None)
+    tokenizer = SimpleNamespace(vocab_size=VOCABULARY, boundary=0)
+    text: Any = SimpleNamespace(tokenizer=tokenizer, source_tokenizer=None, train=file, valid=None)
     meshes: dict[tuple[int, int, int], Any] = {}
     engines: list[Any] = []
     for fields in layouts:

@@ -144,6 +144,10 @@ def test_equals_are_taken_in_order():
     values, places = likeliest_of_rows(random, 7)
     expected, order = random.sort(dim=1, descending=True, stable=True)
     assert torch.equal(values, expected[:, :7]) and torch.equal(places, order[:, :7])
+    long = torch.from_numpy(np.random.default_rng(1).integers(0, 900, (60, 2_000)).astype(np.float32))  # in blocks
+    values, places = likeliest_of_rows(long, 5)
+    expected, order = long.sort(dim=1, descending=True, stable=True)
+    assert torch.equal(values, expected[:, :5]) and torch.equal(places, order[:, :5])
 
 
 def test_a_translation_longer_than_the_context_cannot_be_forced():

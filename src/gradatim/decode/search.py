@@ -23,6 +23,9 @@ from torch import Tensor
 
 from gradatim.decode.prompt import Reader
 
+BLOCK = 128
+"""Words looked at together in search of the largest numbers of a row."""
+
 
 @dataclass(frozen=True, slots=True)
 class Hypothesis:
@@ -162,7 +165,7 @@ def likeliest_of_rows(table: Float[Tensor, "n v"], most: int) -> tuple[Float[Ten
     if most == table.shape[1]:
         values, places = table.sort(dim=1, descending=True, stable=True)
         return values, places
-    values, places = table.topk(most + 1, dim=1)
+    values, places = largest(table, most + 1)
     tied = (values[:, -1] == values[:, -2]) & (values[:, -1] > -torch.inf)
     places, order = places[:, :most].sort(dim=1)
     values, order = values[:, :most].gather(1, order).sort(dim=1, descending=True, stable=True)
@@ -172,3 +175,24 @@ def likeliest_of_rows(table: Float[Tensor, "n v"], most: int) -> tuple[Float[Ten
         sorted_values, sorted_places = table[tied].sort(dim=1, descending=True, stable=True)
         values[tied], places[tied] = sorted_values[:, :most], sorted_places[:, :most]
     return values, places
+
+
+def largest(table: Float[Tensor, "n v"], most: int) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
+    """Of each row the ``most`` largest and where, in any order among equals: ``topk``, faster where rows are long.
+
+    The k largest lie in the k blocks of words whose maxima are largest, since a block left out has k numbers before it
+    that are no less. A maximum of each block is one pass over the table; what is left to sort is small.
+    """
+    count = table.shape[1] // BLOCK
+    if count < 2 * most:
+        values, places = table.topk(most, dim=1)
+        return values, places
+    blocks = torch.unflatten(table[:, : count * BLOCK], 1, (count, BLOCK))
+    chosen = blocks.amax(2).topk(most, dim=1).indices[:, :, None]
+    among = blocks.gather(1, chosen.expand(-1, -1, BLOCK)).flatten(1)
+    where = (chosen * BLOCK + torch.arange(BLOCK, device=table.device)).flatten(1)
+    if table.shape[1] > count * BLOCK:
+        rest = torch.arange(count * BLOCK, table.shape[1], device=table.device).expand(len(table), -1)
+        among, where = torch.cat([among, table[:, count * BLOCK :]], 1), torch.cat([where, rest], 1)
+    values, places = among.topk(most, dim=1)
+    return values, where.gather(1, places)

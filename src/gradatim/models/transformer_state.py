@@ -1,7 +1,8 @@
 """What a decoding encoder-decoder Transformer remembers: the source's keys and values, and those of the targets read.
 
-Target keys and values are kept exactly as long as what was read, and rows are put in order when the next token is
-appended: one copy does both, which is all that changing beams costs. States are never changed in place.
+Target keys and values are kept exactly as long as what was read, position after position, and rows are put in order
+when the next token is appended: one copy does both, which is all that changing beams costs. States are never changed in
+place, and carry no gradients.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class TransformerState:
     memory: Memory
     """Per layer keys and values of the source, ``[n h s k]``."""
     length: int = 0
-    layers: tuple[Float[Tensor, "two b h t k"], ...] = ()
+    layers: tuple[Float[Tensor, "t b two h k"], ...] = ()
     """Per layer keys and values of the targets before ``rows`` picked from them."""
     rows: Int[Tensor, " b"] | None = None
     """The rows of ``layers`` that this state is of; None: all, in order."""
@@ -48,17 +49,22 @@ class TransformerState:
         """The state ``new`` tokens later, which ``append`` fills layer by layer."""
         return replace(self, length=self.length + new, attention=None, grown=[])
 
+    @torch.no_grad()
     def append(
         self, layer: int, keys: Float[Tensor, "b h t k"], values: Float[Tensor, "b h t k"]
     ) -> tuple[Float[Tensor, "b h all k"], Float[Tensor, "b h all k"]]:
         """One layer's keys and values of all tokens, from those of the last t."""
         assert self.grown is not None, "reserve first"
-        new = torch.stack((keys, values))
-        if self.layers:
-            old = self.layers[layer]
-            new = torch.cat([old if self.rows is None else old.index_select(1, self.rows), new], 3)
-        self.grown.append(new)
-        return new[0], new[1]
+        b, h, t, k = keys.shape
+        before = self.length - t
+        grown = keys.new_empty(self.length, b, 2, h, k)
+        if before and self.rows is not None:
+            torch.index_select(self.layers[layer], 1, self.rows, out=grown[:before])
+        elif before:
+            grown[:before] = self.layers[layer]
+        grown[before:, :, 0], grown[before:, :, 1] = keys.permute(2, 0, 1, 3), values.permute(2, 0, 1, 3)
+        self.grown.append(grown)
+        return grown[:, :, 0].permute(1, 2, 0, 3), grown[:, :, 1].permute(1, 2, 0, 3)
 
     def settled(self, attention: Float[Tensor, "b names t s"] | None = None) -> Self:
         """After reading: what was appended is what is kept."""

@@ -1,0 +1,157 @@
+"""Translation, rung by rung, on Multi30k's test_2016 (and fra-eng split by component).
+
+    python benchmarks/translation.py --keep kept.json --runs DIR                        # all, one after the other
+    python benchmarks/translation.py --keep kept.json --runs DIR attention-de-en        # one of them
+    python benchmarks/translation.py --keep kept.json --runs DIR --report               # the page of what is there
+
+Each rung is trained by its recipe in ``benchmarks/recipes/``, judged with five beams on the mean of its newest
+checkpoints, and kept at once; a run that was interrupted goes on. English and French are the lower-cased, tokenised
+text that published figures use, and BLEU is over that text's own tokens. German is the raw text, lower-cased here, and
+BLEU is over the tokens that sacreBLEU's 13a finds in lower-cased text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import common
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A translator to train."""
+
+    title: str
+    recipe: str
+    source: str
+    target: str
+    asked: float | None
+    """Tokenised BLEU."""
+    average: int = 1
+    """Checkpoints whose mean is judged."""
+
+
+RUNGS = {
+    "one-lm-de-en": Rung("one language model (LSTM)", "multi30k_one_lm.yaml", "de", "en", None),
+    "one-lm-gpt-de-en": Rung("one language model (Transformer)", "multi30k_one_lm_gpt.yaml", "de", "en", None),
+    "seq2seq-de-en": Rung("encoder-decoder", "multi30k_seq2seq.yaml", "de", "en", 20.6),
+    "attention-de-en": Rung("+ attention", "multi30k_attention.yaml", "de", "en", 28.3),
+    "transformer-de-en": Rung("Transformer", "multi30k_transformer.yaml", "de", "en", 33.0, average=5),
+    "transformer-en-fr": Rung("Transformer-Tiny", "multi30k_transformer.yaml", "en", "fr", 55.0, average=5),
+    "attention-fr-en": Rung("+ attention", "multi30k_attention.yaml", "fr", "en", 45.0),
+    "fra-eng": Rung("Transformer-Tiny", "fra_eng_transformer.yaml", "en", "fr", None, average=5),
+}
+"""Language pairs with German read ``multi30k``, others ``multi30k-tok-lc``."""
+
+
+def pairs_of(rung: Rung, data: Path, folder: Path) -> list[str]:
+    """The options that name a rung's text."""
+    options = [f"--data.source_language={rung.source}", f"--data.target_language={rung.target}"]
+    if rung.recipe.startswith("fra_eng"):
+        return [*options, f"--data.train={data / 'fra-eng' / 'fra.txt'}"]
+    for split, name in (("train", "train"), ("valid", "val"), ("test", "test_2016_flickr")):
+        for side, language in (("source", rung.source), ("target", rung.target)):
+            if "de" in (rung.source, rung.target):
+                text = (data / "multi30k" / f"{name}.{language}").read_text(encoding="utf-8")
+                path = folder / f"{name}.{language}"
+                path.write_text(text.lower(), encoding="utf-8")
+            else:
+                path = data / "multi30k-tok-lc" / f"{name}.lc.norm.tok.{language}"
+            options.append(f"--data.{split}_{side}={path}")
+    return [*options, f"--data.tokenised={'false' if 'de' in (rung.source, rung.target) else 'true'}"]
+
+
+def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Train and judge one rung."""
+    rung = RUNGS[name]
+    text = options.runs / "text"
+    text.mkdir(parents=True, exist_ok=True)
+    run = options.runs / name
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    started = time.perf_counter()
+    common.gradatim(
+        "train", RECIPES / rung.recipe, *pairs_of(rung, options.data, text), "--run", run,
+        f"--data.cache={options.runs / 'cache'}", *(["--resume"] if run.exists() else []),
+    )  # fmt: skip
+    wall = time.perf_counter() - started
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    judged = common.gradatim("evaluate", run, "--average", rung.average)
+    greedy = common.gradatim("evaluate", run, "--average", rung.average, "--beams", 1)
+    wanted = (
+        "bleu", "chrf", "signature", "bleu_tokenised", "bleu_tokenised_by", "nats_per_token", "sentences",
+        "sentences_per_second", "by_source_length",
+    )  # fmt: skip
+    return {
+        "name": name, "wall": wall, "processor": processor, **{key: judged[key] for key in wanted},
+        "greedy": greedy["bleu_tokenised"], "greedy_sentences_per_second": greedy["sentences_per_second"],
+    }  # fmt: skip
+
+
+def report(rows: list[dict[str, Any]]) -> None:
+    """Write the page."""
+    order = {name: place for place, name in enumerate(RUNGS)}
+    rows = sorted(rows, key=lambda row: order[row["name"]])
+    table = [
+        [
+            f"{RUNGS[row['name']].source}→{RUNGS[row['name']].target}", RUNGS[row["name"]].title,
+            f"{row['wall'] / 60:.0f} ({row['processor'] / 60:.0f})", f"{row['bleu_tokenised']:.1f}",
+            RUNGS[row["name"]].asked, f"{row['greedy']:.1f}", f"{row['bleu']:.1f}", f"{row['chrf']:.1f}",
+            f"{row['sentences_per_second']:.0f} ({row['greedy_sentences_per_second']:.0f})",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    columns = [
+        "pair", "rung", "training: minutes (of processors)", "tokenised BLEU, beam 5", "asked", "greedy",
+        "sacreBLEU", "chrF", "sentences/s, beam 5 (greedy)",
+    ]  # fmt: skip
+    parts = [common.table(columns, table), "## BLEU by words of the source"]
+    spans = list(dict.fromkeys(part["words"] for row in rows for part in row["by_source_length"]))
+    lengths = [
+        [
+            f"{RUNGS[row['name']].source}→{RUNGS[row['name']].target}",
+            RUNGS[row["name"]].title,
+            *(
+                next((f"{part['bleu']:.1f}" for part in row["by_source_length"] if part["words"] == words), None)
+                for words in spans
+            ),
+        ]
+        for row in rows
+    ]
+    parts.append(common.table(["pair", "rung", *spans], lengths))
+    signatures = sorted({f"{row['signature']}; tokenised: {row['bleu_tokenised_by']}" for row in rows})
+    parts.append("Signatures: " + "; ".join(f"`{one}`" for one in signatures) + ".")
+    for recipe in dict.fromkeys(RUNGS[row["name"]].recipe for row in rows):
+        parts.append(f"`{recipe}`:\n\n```yaml\n{(RECIPES / recipe).read_text(encoding='utf-8').strip()}\n```")
+    common.write_result("translation", "Translation, rung by rung", "\n\n".join(parts), "sacrebleu")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rungs", nargs="*", metavar="RUNG", help=f"Of {', '.join(RUNGS)} [all].")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--runs", type=Path, required=True, help="Where the run directories are kept.")
+    parser.add_argument("--keep", type=Path, required=True, help="Where each rung's figures are kept.")
+    parser.add_argument("--report", action="store_true", help="Train nothing.")
+    options = parser.parse_args()
+    unknown = [name for name in options.rungs if name not in RUNGS]
+    if unknown:
+        parser.error(f"no rung {', '.join(unknown)}; there are {', '.join(RUNGS)}")
+    kept = common.Kept(options.keep)
+    if not options.report:
+        there = {row["name"] for row in kept.rows}
+        for name in options.rungs or RUNGS:
+            if name not in there:
+                kept.add(**measure(name, options))
+    report(kept.rows)
+
+
+if __name__ == "__main__":
+    main()
