@@ -2,10 +2,11 @@
 
 ``gradatim calibrate`` measures the machine; ``gradatim plan``'s own functions predict layouts of one and two processes
 of one thread each, and choose among all; then training's engines make steps under every layout, in turns, on random
-tokens.
+tokens. A shared machine is faster in one minute than in the next, so all of this is done in several rounds, each with
+a calibration of its own, and the errors of a layout are told as their median and range.
 
-    OMP_NUM_THREADS=1 python benchmarks/planner_calibrated.py
-    python benchmarks/planner_calibrated.py --cluster here.yaml          # with a calibration made before
+    OMP_NUM_THREADS=1 python benchmarks/planner_calibrated.py --rounds 5
+    OMP_NUM_THREADS=1 python benchmarks/planner_calibrated.py --rounds 2 --keep kept.json        # in pieces
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from common import gradatim, spread, table, write_result
+from common import Kept, gradatim, spread, table, write_result
 from gradatim.config.settings import GptConfig, LayoutConfig, RunConfig
 from gradatim.parallel.engine import LayoutEngine, everybody
 from gradatim.parallel.launch import Group, launch
@@ -90,46 +91,79 @@ def work(group: Group, layouts: list[dict[str, Any]], turns: int) -> list[list[f
     return seconds
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=9)
-    parser.add_argument("--cluster", type=Path, help="a file of gradatim calibrate's; by default it is made now")
-    options = parser.parse_args()
+def measure(model: Architecture, turns: int) -> dict[str, Any]:
+    """A round: calibrate, predict, choose, and make steps."""
     with tempfile.TemporaryDirectory() as folder:
-        path, calibrating = options.cluster, None
-        if path is None:
-            path = Path(folder) / "here.yaml"
-            calibrating = gradatim("calibrate", "--nproc", 2, "--out", path)["wall_seconds"]
+        path = Path(folder) / "here.yaml"
+        calibrating = gradatim("calibrate", "--nproc", 2, "--out", path)["wall_seconds"]
         cluster = load_cluster(path)
-    model = Architecture(GptConfig(**MODEL), VOCABULARY, CONTEXT)
     found = search(model, cluster, 2, BATCH)
     names = ("tp", "pp", "dp", "chunks", "schedule", "microbatch", "sequence_parallel", "recompute", "zero")
     pick = {name: getattr(found.best[0].layout, name) for name in names}
     layouts = [{**{name: getattr(LayoutConfig(), name) for name in names}, **fields} for fields in LAYOUTS]
     if pick not in layouts:
         layouts.append(pick)
-    measured = launch("planner_calibrated:work", {"layouts": layouts, "turns": options.turns}, LayoutConfig(dp=2))
-    rows, errors, of_two = [], [], []
+    measured = launch("planner_calibrated:work", {"layouts": layouts, "turns": turns}, LayoutConfig(dp=2))
+    rows = []
     for fields, seconds in zip(layouts, measured):
-        layout = LayoutConfig(**fields)
-        predicted, median = predict(cluster, model, layout, BATCH), statistics.median(seconds)
-        errors.append(predicted.seconds / median - 1)
-        if layout.tp * layout.pp * layout.dp == 2:
-            of_two.append((fields == pick, median))
-        parts = ", ".join(f"{n} {1e3 * s:.0f}" for n, s in predicted.breakdown.items() if s > 5e-4)
-        shown = spread([1e3 * s for s in seconds])
-        rows.append([layout_text(layout), shown, round(1e3 * predicted.seconds), f"{100 * errors[-1]:+.1f}", parts])
-    regret = next(s for own, s in of_two if own) / min(s for _, s in of_two) - 1
+        predicted = predict(cluster, model, LayoutConfig(**fields), BATCH)
+        parts = {name: part for name, part in predicted.breakdown.items() if part > 5e-4}
+        rows.append({"layout": fields, "seconds": seconds, "predicted": predicted.seconds, "parts": parts})
+    return {"calibrating": calibrating, "pick": pick, "considered": found.considered, "rows": rows}
+
+
+def regret(round_: dict[str, Any]) -> float:
+    """How much longer the chosen layout takes than the fastest of two processes, both as measured."""
+    of_two = [
+        (row["layout"] == round_["pick"], statistics.median(row["seconds"]))
+        for row in round_["rows"]
+        if row["layout"]["tp"] * row["layout"]["pp"] * row["layout"]["dp"] == 2
+    ]
+    return next(s for own, s in of_two if own) / min(s for _, s in of_two) - 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=5, help="Steps of each layout in a round.")
+    parser.add_argument("--keep", type=Path, help="Save each round here, and report those that are there already too.")
+    options = parser.parse_args()
+    model = Architecture(GptConfig(**MODEL), VOCABULARY, CONTEXT)
+    kept = Kept(options.keep)
+    for _ in range(options.rounds):
+        kept.add(**measure(model, options.turns))
+    rounds = kept.rows
+    table_rows, errors = [], []
+    for fields in [row["layout"] for row in rounds[0]["rows"]]:
+        own = [row for each in rounds for row in each["rows"] if row["layout"] == fields]
+        found = [100 * (row["predicted"] / statistics.median(row["seconds"]) - 1) for row in own]
+        errors.append(statistics.median(found))
+        parts = ", ".join(f"{n} {1e3 * s:.0f}" for n, s in own[-1]["parts"].items())
+        table_rows.append(
+            [
+                layout_text(LayoutConfig(**fields)), spread([1e3 * s for row in own for s in row["seconds"]]),
+                spread([1e3 * row["predicted"] for row in own]),
+                f"{errors[-1]:+.1f} ({min(found):+.1f} to {max(found):+.1f})", parts,
+            ]
+        )  # fmt: skip
     sizes = sorted(map(abs, errors))
-    took = f" Calibrating took {calibrating:.0f} s." if calibrating else ""
+    picks = sorted({layout_text(LayoutConfig(**each["pick"])) for each in rounds})
+    columns = [
+        "layout",
+        "measured, ms",
+        "predicted, ms",
+        "error, %: median of rounds (range)",
+        "last round's parts, ms",
+    ]
     body = (
         f"GPT of {model.parameter_count / 1e6:.1f} M parameters ({MODEL['n_layers']} layers of width "
         f"{MODEL['d_model']}, {VOCABULARY:,} words), {BATCH} x {CONTEXT} tokens a step, fp32, processes of one thread; "
-        f"{options.turns} steps of each layout, in turns, after two that are not counted.{took}\n\n"
-        + table(["layout", "measured, ms: median (range)", "predicted, ms", "error %", "predicted parts, ms"], rows)
-        + f"\n\n|error|: median {100 * statistics.median(sizes):.1f} %, largest {100 * sizes[-1]:.1f} %. The layout "
-        f"that the planner chooses among {found.considered} for two processes ({layout_text(found.best[0].layout)}) "
-        f"takes {100 * regret:.1f} % longer than the fastest of two processes measured."
+        f"{len(rounds)} rounds, each calibrated anew (which took {spread([each['calibrating'] for each in rounds])} s)"
+        f" and then {options.turns} steps of each layout, in turns, after two that are not counted.\n\n"
+        + table(columns, table_rows)
+        + f"\n\n|error|: median {statistics.median(sizes):.1f} %, largest {sizes[-1]:.1f} %. The layout that the "
+        f"planner chooses among {rounds[0]['considered']} for two processes ({'; '.join(picks)}) takes "
+        f"{spread([100 * regret(each) for each in rounds])} % longer than the fastest of two processes measured."
     )
     write_result("planner_calibrated", "The planner on this machine", body)
 
