@@ -7,7 +7,8 @@ from typing import Any
 from gradatim.config.settings import LayoutConfig
 from gradatim.plan.architecture import Architecture
 from gradatim.plan.cluster import Cluster
-from gradatim.plan.search import KNOBS, TOO_LARGE, Candidate, Found, best_with
+from gradatim.plan.layouts import KNOBS
+from gradatim.plan.search import TOO_LARGE, Candidate, Found, best_with
 from gradatim.shapes import matmuls
 
 GIB = 2**30
