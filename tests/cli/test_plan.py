@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -164,3 +165,13 @@ def test_every_problem_of_the_curves_at_once(capsys: pytest.CaptureFixture[str],
     assert "one layout" in problem["what"]
     (problem,) = answer(capsys, *SMALL, "--by", "microbatches", code=2)["error"]["problems"]
     assert problem["try"] == "microbatch"
+
+
+def test_the_pictures_of_the_docs_are_what_their_commands_draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    commands = re.findall(r"^gradatim (plan .* --svg (images/\S+))", (docs / "plan.md").read_text("utf-8"), re.M)
+    monkeypatch.chdir(tmp_path)
+    for command, file in commands:
+        assert main(command.split()) == 0
+        assert Path(file).read_text("utf-8") == (docs / file).read_text("utf-8")
+    assert {Path(file).name for _, file in commands} == {path.name for path in (docs / "images").glob("plan-*.svg")}
