@@ -163,8 +163,10 @@ def load_model(text: str, context: int | None = None) -> tuple[Architecture, Run
     if colon and family in FAMILIES:
         return _inline(text, family, fields, context), None
     overrides = {} if context is None else {"context": str(context)}
-    config = load_config(text, overrides)
-    if not isinstance(config.model, (GptConfig, BertConfig)):
+    config = load_config(text, overrides, any_layout=True)
+    vocabulary = config.data.tokenizer.vocab_size
+    model = architecture(config, vocabulary or 1)
+    if model is None:
         raise ConfigError(
             Problem(
                 where=text,
@@ -174,7 +176,6 @@ def load_model(text: str, context: int | None = None) -> tuple[Architecture, Run
                 attempt="gradatim plan gpt3-175b selene-2022 --global-batch 1536 --gpus 1024",
             )
         )
-    vocabulary = config.data.tokenizer.vocab_size
     if vocabulary is None:
         raise ConfigError(
             Problem(
@@ -184,7 +185,14 @@ def load_model(text: str, context: int | None = None) -> tuple[Architecture, Run
                 attempt="an inline shape that states it",
             )
         )
-    return Architecture(config.model, vocabulary, config.context), config
+    return model, config
+
+
+def architecture(config: RunConfig, vocabulary: int) -> Architecture | None:
+    """What the planner knows of a run's model; None where it is none that is planned."""
+    if isinstance(config.model, (GptConfig, BertConfig)):
+        return Architecture(config.model, vocabulary, config.context)
+    return None
 
 
 def _inline(text: str, family: str, fields: str, context: int | None) -> Architecture:

@@ -28,7 +28,7 @@ def tflops(model: Architecture, cluster: Cluster, candidate: Candidate, global_b
         if not product.name.startswith("head.")
     ]
     again["full"] = sum(product.flops for product in blocks)
-    if cluster.stack.attention != "flash":
+    if cluster.stack.selects:
         core = ("attention.scores", "attention.values")
         again["selective"] = sum(product.flops for product in blocks if product.name in core)
     rate = tokens / candidate.prediction.seconds / devices / 1e12

@@ -123,7 +123,7 @@ def block_work(
         )
         + core_backward
     )
-    again = {"none": Pass(), "selective": core if stack.attention != "flash" else Pass(), "full": forward}[recompute]
+    again = {"none": Pass(), "selective": core if stack.selects else Pass(), "full": forward}[recompute]
     return Work(forward, backward, again)
 
 
