@@ -175,3 +175,19 @@ def test_the_pictures_of_the_docs_are_what_their_commands_draw(tmp_path: Path, m
         assert main(command.split()) == 0
         assert Path(file).read_text("utf-8") == (docs / file).read_text("utf-8")
     assert {Path(file).name for _, file in commands} == {path.name for path in (docs / "images").glob("plan-*.svg")}
+
+
+def test_translators_are_one_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["transformer-tiny", "gradatim-a100", "--gpus", "4", "--global-batch", "64"]
+    found = answer(capsys, *common, "--top", "50")
+    assert found["context"] == 128 and found["rejected"]["an encoder-decoder is one stage"] > 0
+    assert {layout["pp"] for layout in found["layouts"]} == {1}
+    assert {layout["tp"] for layout in found["layouts"]} == {1, 2, 4}
+    assert not any(layout["sequence_parallel"] for layout in found["layouts"])
+    assert main(["plan", *common]) == 0
+    assert "64 pairs of 128 source and 128 target tokens" in capsys.readouterr().out
+    (problem,) = answer(capsys, *common, "--pp", "2", code=2)["error"]["problems"]
+    assert "one stage" in problem["got"]
+    (problem,) = answer(capsys, *common, "--emit", "megatron", code=2)["error"]["problems"]
+    assert "decoders alone" in problem["what"]
+    assert "recompute: none" in answer(capsys, *common, "--recompute", "none", "--emit", "gradatim")["emitted"]

@@ -100,6 +100,7 @@ def _plan(asked: Asked, files: dict[str, Path | None], as_json: bool) -> None:
         "cluster": asked.names[1],
         "gpus": devices,
         "global_batch": batch,
+        "context": shape.context,
         "parameters": shape.parameter_count,
         "layouts": [layout | ({"training": asdict(whole)} if whole else {}) for layout, whole in zip(layouts, trained)],
         "considered": found.considered,
@@ -133,13 +134,20 @@ def _trainings(asked: Asked, found: Found) -> list[Training | None]:
 
 
 def _page(asked: Asked, found: Found, trained: list[Training | None]) -> list[str | Table]:
-    from gradatim.plan.explain import CAUSES, RANKING, ranking, rejections, remarks, time_split
+    from gradatim.plan.explain import (
+        CAUSES,
+        RANKING,
+        ranking,
+        rejections,
+        remarks,
+        sequence_text,
+        size_text,
+        time_split,
+    )
 
     shape, machine, batch = asked.model, asked.cluster, asked.batches[0]
-    title = (
-        f"{shape.parameter_count / 1e9:,.2f} B parameters, {asked.gpus[0]:,} devices, "
-        f"{batch:,} x {shape.context:,} tokens"
-    )
+    text = sequence_text(shape)
+    title = f"{size_text(shape)}, {asked.gpus[0]:,} devices, {batch:,} {'' if shape.one_stage else 'x '}{text}"
     rows = [tuple(row) for row in ranking(shape, machine, found.best, batch)]
     parts: list[str | Table] = [
         Table(tuple(RANKING), rows, title=title),
@@ -201,7 +209,7 @@ def _nothing(asked: Asked, found: Found) -> Problem:
 
 def _curve(asked: Asked, files: dict[str, Path | None], hardware: bool, as_json: bool) -> None:
     from gradatim.plan import sweep as curves
-    from gradatim.plan.explain import how_sure
+    from gradatim.plan.explain import how_sure, sequence_text, size_text
 
     shape, machine = asked.model, asked.cluster
     swept = curves.sweep(
@@ -220,6 +228,7 @@ def _curve(asked: Asked, files: dict[str, Path | None], hardware: bool, as_json:
         "cluster": asked.names[1],
         "gpus": asked.gpus,
         "global_batch": asked.batches,
+        "context": shape.context,
         "parameters": shape.parameter_count,
         "by": swept.by,
         "tokens": asked.tokens,
@@ -232,8 +241,8 @@ def _curve(asked: Asked, files: dict[str, Path | None], hardware: bool, as_json:
             _write(path, draw(shape, machine, swept, name=f"{asked.names[0]} on {asked.names[1]}", hardware=hardware))
 
     def page() -> list[str | Table]:
-        title = f"{shape.parameter_count / 1e9:,.2f} B parameters, sequences of {shape.context:,} tokens"
-        rows = [tuple(row) for row in curves.sweep_rows(shape, machine, swept)]
+        title = f"{size_text(shape)}, {'' if shape.one_stage else 'sequences of '}{sequence_text(shape)}"
+        rows = [tuple(map(_whole_if_large, row)) for row in curves.sweep_rows(shape, machine, swept)]
         largest = max((point for point in swept.points if point.candidate), key=lambda point: point.gpus)
         assert largest.candidate
         return [
@@ -244,6 +253,11 @@ def _curve(asked: Asked, files: dict[str, Path | None], hardware: bool, as_json:
         ]
 
     emit(document, as_json, page)
+
+
+def _whole_if_large(cell: Any) -> Any:
+    """Steps and GPU hours are not told in powers of ten; tokens are."""
+    return round(cell) if isinstance(cell, float) and 1000 <= cell < 1e9 else cell
 
 
 def _write(path: Path, text: str) -> None:

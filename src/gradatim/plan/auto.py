@@ -74,6 +74,8 @@ def choose_layout(config: RunConfig, stated: Collection[str], world: int | None 
         what = f"how many processes there are is not stated, neither here nor in {name}"
         raise ConfigError(Problem(where=WHERE, what=what, got="nothing", attempt="--nproc 8"))
     limits = replace(NO_LIMITS, zero=(0, 1), splits=(layout.split,))
+    if model.one_stage:  # translators store all activations
+        limits = replace(limits, recompute=("none",))
     refused: Refused | None = None
     for processes in [most] if decided else range(most, 0, -1):
         sized = _sized(cluster, processes)

@@ -113,6 +113,9 @@ def legal_layouts(
             if devices // tp % pp:
                 rejected["tp · pp does not divide the devices"] += 1
                 continue
+            if pp > 1 and model.one_stage:
+                rejected["an encoder-decoder is one stage"] += 1
+                continue
             if pp > model.layers:
                 rejected["more stages than layers"] += 1
                 continue
@@ -175,7 +178,7 @@ def _pipelines(
 
 
 def _sequence_parallel(model: Architecture, stack: Stack, fixed: Fixed, tp: int) -> list[int]:
-    possible = tp > 1 and model.context % tp == 0
+    possible = tp > 1 and model.context % tp == 0 and not model.one_stage
     if fixed.sequence_parallel is not None:
         return [int(fixed.sequence_parallel and possible)]
     return [0, 1] if possible and stack.sequence_parallel else [0]
