@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -77,3 +79,115 @@ def test_every_problem_at_once(capsys: pytest.CaptureFixture[str]) -> None:
 def test_refusals_say_what_would_do(capsys: pytest.CaptureFixture[str], arguments: list[str], attempt: str) -> None:
     (problem,) = answer(capsys, *arguments, code=2)["error"]["problems"]
     assert attempt in problem["try"]
+
+
+SMALL = [SHAPE, "selene-2022", "--gpus", "16", "--global-batch", "64"]
+
+
+@pytest.mark.parametrize(
+    ("trainer", "said"),
+    [
+        ("gradatim", "layout: {tp: "),
+        ("megatron", "--tensor-model-parallel-size"),
+        ("deepspeed", '"train_batch_size": 64'),
+    ],
+)  # fmt: skip
+def test_a_layout_is_handed_over(capsys: pytest.CaptureFixture[str], trainer: str, said: str) -> None:
+    arguments = [*SMALL, "--schedule", "1f1b", "--emit", trainer]
+    assert main(["plan", *arguments]) == 0
+    printed = capsys.readouterr()
+    assert said in printed.out and "MFU" not in printed.out  # so that it can be piped
+    assert "fastest: tp" in printed.err
+    assert answer(capsys, *arguments)["emitted"].rstrip() == printed.out.rstrip()
+
+
+def test_an_emitted_recipe_passes_check(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["plan", *SMALL, "--emit", "gradatim"]) == 0
+    recipe = tmp_path / "planned.yaml"
+    recipe.write_text(capsys.readouterr().out)
+    assert main(["check", str(recipe), "--json"]) == 0
+
+
+def test_what_a_trainer_cannot_do_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    (problem,) = answer(capsys, *SMALL, "--emit", "torchtitan", code=2)["error"]["problems"]
+    assert problem["where"] == "--emit torchtitan" and "Llama" in problem["what"]
+
+
+def test_pictures(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    svg, html = tmp_path / "deep" / "plan.svg", tmp_path / "plan.html"
+    assert main(["plan", *SMALL, "--svg", str(svg), "--html", str(html), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["layouts"]
+    assert svg.read_text().startswith("<svg") and "GiB by stage" in svg.read_text()
+    assert "<svg" in html.read_text() and SHAPE in html.read_text()
+    curve = tmp_path / "curve.svg"
+    assert main(["plan", *SMALL, "--by", "tp", "--svg", str(curve), "--hardware-flops"]) == 0
+    assert "recomputation counted" in curve.read_text()
+
+
+def test_curves(capsys: pytest.CaptureFixture[str]) -> None:
+    several = [*SMALL[:2], "--gpus", "8,16", "--global-batch", "32, 64,64", "--tokens", "3e9", "--critical-batch", "64"]
+    found = answer(capsys, *several)
+    assert (found["gpus"], found["global_batch"], found["by"]) == ([8, 16], [32, 64], None)
+    assert [(p["gpus"], p["global_batch"]) for p in found["points"]] == [(8, 32), (8, 64), (16, 32), (16, 64)]
+    for point in found["points"]:
+        one = answer(capsys, *SMALL[:2], "--gpus", f"{point['gpus']}", "--global-batch", f"{point['global_batch']}",
+                     "--tokens", "3e9", "--critical-batch", "64", "--top", "1")  # fmt: skip
+        assert one["layouts"][0] == point["layout"] | {"training": point["training"]}
+        needed = 3e9 * (1 + point["global_batch"] / 64)
+        assert point["training"]["tokens"] == pytest.approx(needed)
+        hours = needed / (point["global_batch"] * 2048) * point["layout"]["seconds"] / 3600 * point["gpus"]
+        assert point["training"]["gpu_hours"] == pytest.approx(hours)
+    assert main(["plan", *several]) == 0
+    page = capsys.readouterr().out
+    for word in ("GPU hours", "soonest", "cheapest", "critical batch 64", "how sure"):
+        assert word in page
+
+
+def test_a_knob_is_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    found = answer(capsys, *SMALL, "--by", "sequence-parallel")
+    assert {point["sequence_parallel"] for point in found["points"]} == {False, True}
+    best = answer(capsys, *SMALL, "--top", "1")["layouts"][0]
+    assert min(point["layout"]["seconds"] for point in found["points"]) == best["seconds"]
+
+
+def test_a_fixed_layout_that_does_not_fit_stays_in_a_curve(capsys: pytest.CaptureFixture[str]) -> None:
+    fixed = ["--tp", "1", "--pp", "1", "--dp", "8", "--microbatch", "8", "--recompute", "none"]
+    found = answer(capsys, "gpt3-175b", "selene-2021", *fixed, "--global-batch", "64,128")
+    assert [point["layout"]["fits"] for point in found["points"]] == [False, False]
+
+
+def test_every_problem_of_the_curves_at_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    wrong = ["--gpus", "8,x", "--global-batch", "8,16", "--by", "tp", "--tp", "2", "--emit", "megatrom",
+             "--critical-batch", "-1", "--svg", str(tmp_path)]  # fmt: skip
+    problems = answer(capsys, SHAPE, "selene-2022", *wrong, code=2)["error"]["problems"]
+    assert {"--gpus", "--by", "--emit", "--critical-batch", "--svg"} == {problem["where"] for problem in problems}
+    (problem,) = answer(capsys, *SMALL, "--by", "tp", "--emit", "megatron", code=2)["error"]["problems"]
+    assert "one layout" in problem["what"]
+    (problem,) = answer(capsys, *SMALL, "--by", "microbatches", code=2)["error"]["problems"]
+    assert problem["try"] == "microbatch"
+
+
+def test_the_pictures_of_the_docs_are_what_their_commands_draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    commands = re.findall(r"^gradatim (plan .* --svg (images/\S+))", (docs / "plan.md").read_text("utf-8"), re.M)
+    monkeypatch.chdir(tmp_path)
+    for command, file in commands:
+        assert main(command.split()) == 0
+        assert Path(file).read_text("utf-8") == (docs / file).read_text("utf-8")
+    assert {Path(file).name for _, file in commands} == {path.name for path in (docs / "images").glob("plan-*.svg")}
+
+
+def test_translators_are_one_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["transformer-tiny", "gradatim-a100", "--gpus", "4", "--global-batch", "64"]
+    found = answer(capsys, *common, "--top", "50")
+    assert found["context"] == 128 and found["rejected"]["an encoder-decoder is one stage"] > 0
+    assert {layout["pp"] for layout in found["layouts"]} == {1}
+    assert {layout["tp"] for layout in found["layouts"]} == {1, 2, 4}
+    assert not any(layout["sequence_parallel"] for layout in found["layouts"])
+    assert main(["plan", *common]) == 0
+    assert "64 pairs of 128 source and 128 target tokens" in capsys.readouterr().out
+    (problem,) = answer(capsys, *common, "--pp", "2", code=2)["error"]["problems"]
+    assert "one stage" in problem["got"]
+    (problem,) = answer(capsys, *common, "--emit", "megatron", code=2)["error"]["problems"]
+    assert "decoders alone" in problem["what"]
+    assert "recompute: none" in answer(capsys, *common, "--recompute", "none", "--emit", "gradatim")["emitted"]

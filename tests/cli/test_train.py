@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -89,3 +90,29 @@ def test_trackers_that_are_missing_name_their_extra(
     command = ["train", "gpt", "--run", str(tmp_path / "run"), *NEURAL, *small, "--track.wandb", "project"]
     assert main(command) == 5
     assert "gradatim[track]" in capsys.readouterr().err
+
+
+def test_a_layout_that_is_chosen(small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two processes train under it; the run records it, and keeps it when it goes on."""
+    from gradatim.train import Run
+
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text("layout: auto\ncluster: cpu\nmodel: {kind: gpt, n_heads: 4}\n", encoding="utf-8")
+    command = [str(recipe), *NEURAL, *small]
+    assert main(["check", *command, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert "fastest of" in told["why"] and told["layout"]["tp"] * told["layout"]["pp"] * told["layout"]["dp"] == 2
+    run = tmp_path / "run"
+    assert main(["train", *command, "--run", str(run), "--nproc", "2", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert told["why"] in err
+    chosen = json.loads(out)["layout"]
+    assert chosen == told["layout"] == asdict(Run.open(run).config.layout)
+    assert (
+        main(["train", *command[:1], *NEURAL[2:], *small, "--steps", "4", "--run", str(run), "--resume", "--json"]) == 0
+    )
+    out, err = capsys.readouterr()
+    assert "the run keeps its own" in err and json.loads(out)["layout"] == chosen
+    # with a layout stated, the number of processes is its own
+    assert main(["train", "gpt", *NEURAL, *small, "--nproc", "2"]) == 2
+    assert "--layout auto" in capsys.readouterr().err

@@ -14,8 +14,9 @@ from gradatim.config.settings import GptConfig, LayoutConfig, OptimizerConfig, R
 from gradatim.parallel.rehearse import rehearse
 from gradatim.plan.architecture import Architecture
 from gradatim.plan.cluster import load_cluster
+from gradatim.plan.layouts import NO_LIMITS, Fixed, legal_layouts
 from gradatim.plan.memory import block_activations, in_flight, stage_memory
-from gradatim.plan.search import NO_LIMITS, Fixed, _held, bounds, legal_layouts
+from gradatim.plan.search import _held, bounds
 from gradatim.plan.tensors import Case, Ledger, Walk
 from gradatim.schedules import build_schedule, peak_in_flight
 

@@ -10,9 +10,10 @@ import pytest
 from gradatim.plan.architecture import Architecture, load_model
 from gradatim.plan.charts import Mark, Scale, columns, document, lines, shares
 from gradatim.plan.cluster import Cluster, load_cluster
+from gradatim.plan.layouts import Fixed
 from gradatim.plan.picture import plan_html, plan_svg, timeline
 from gradatim.plan.predict import predict
-from gradatim.plan.search import Fixed, Found, search
+from gradatim.plan.search import Found, search
 
 SMALL = "gpt:n_layers=12,d_model=2048,n_heads=16,vocab_size=51200,context=1024"
 SVG = "{http://www.w3.org/2000/svg}"

@@ -10,8 +10,9 @@ import pytest
 
 from gradatim.plan.architecture import Architecture, load_model
 from gradatim.plan.cluster import Cluster, load_cluster
+from gradatim.plan.layouts import KNOBS, NO_LIMITS, Fixed, legal_layouts
 from gradatim.plan.predict import predict
-from gradatim.plan.search import KNOBS, NO_LIMITS, Fixed, best_with, bounds, judge, legal_layouts, search
+from gradatim.plan.search import best_with, bounds, judge, search
 
 SMALL = "gpt:n_layers=12,d_model=2048,n_heads=16,vocab_size=51200,context=1024"
 

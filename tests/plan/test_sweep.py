@@ -9,7 +9,8 @@ import pytest
 from gradatim.errors import ConfigError
 from gradatim.plan.architecture import Architecture, load_model
 from gradatim.plan.cluster import Cluster, load_cluster
-from gradatim.plan.search import Fixed, search
+from gradatim.plan.layouts import Fixed
+from gradatim.plan.search import search
 from gradatim.plan.sweep import (
     sweep,
     sweep_columns,

@@ -16,6 +16,7 @@ import click
 
 from gradatim.cli.output import Table, Verb, emit, json_option, say
 from gradatim.errors import ConfigError, Problem
+from gradatim.plan import here
 
 MOST = 64
 """Processes that are measured at most; more are predicted from these."""
@@ -37,7 +38,7 @@ def command(nproc: str | None, out: Path, as_json: bool) -> None:
     from gradatim.plan.measured import cluster_of
 
     answer = calibrate(processes)
-    cluster = cluster_of(answer, _name(), _memory() / processes)
+    cluster = cluster_of(answer, _name(), here.memory() / processes)
     draft = out.with_name(f".{out.name}.{os.getpid()}")
     draft.write_text(cluster_to_yaml(cluster), encoding="utf-8")
     draft.replace(out)
@@ -61,8 +62,7 @@ def command(nproc: str | None, out: Path, as_json: bool) -> None:
 
 def _processes(text: str | None) -> int:
     if text is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return min(8, cores)
+        return here.processes()
     if re.fullmatch(r"[0-9]{1,4}", text) and 1 <= int(text) <= MOST:
         return int(text)
     raise ConfigError(
@@ -88,8 +88,3 @@ def _name() -> str:
     info = Path("/proc/cpuinfo")
     found = re.search(r"^model name\s*:\s*(.+)$", info.read_text("utf-8"), re.MULTILINE) if info.exists() else None
     return found[1].strip() if found else "CPU"
-
-
-def _memory() -> float:
-    """Bytes of the machine's memory."""
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

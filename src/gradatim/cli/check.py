@@ -1,40 +1,54 @@
 """``gradatim check RECIPE``: every problem of a recipe and its overrides at once, without torch, in a moment.
 
 What passes is printed as YAML, every field written out, so ``gradatim check gpt --steps 500 > mine.yaml``
-makes a recipe of one's own. A layout of several ranks is followed by the map of them, as comments.
+makes a recipe of one's own; the layout ``auto`` is printed as the one that it stands for. A layout of several ranks is
+followed by the map of them, as comments.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import click
 
+from gradatim.cli.auto import nproc_option, settled
 from gradatim.cli.output import Verb, emit, json_option, overrides_argument, say, show_problems
 from gradatim.config import config_to_yaml, load
 from gradatim.config.derived import world_size
 from gradatim.config.grid import rank_map
 from gradatim.config.settings import RunConfig
-from gradatim.errors import ConfigError
+from gradatim.errors import ConfigError, Problem
 
 
 @click.command(cls=Verb)
 @click.argument("recipe")
+@nproc_option
 @overrides_argument
 @json_option
 @click.pass_context
-def command(ctx: click.Context, recipe: str, overrides: dict[str, str], as_json: bool) -> None:
+def command(ctx: click.Context, recipe: str, nproc: str | None, overrides: dict[str, str], as_json: bool) -> None:
     """Check RECIPE, a packaged recipe or a YAML file, with its overrides; print it with every field."""
     loaded = load(recipe, overrides)
-    if loaded.problems:
-        document: dict[str, Any] = {"ok": False, "problems": [p.as_json() for p in loaded.problems]}
-        emit(document, as_json, lambda: show_problems(loaded.problems, exit_code=2, as_json=False))
+    problems: Sequence[Problem] = loaded.problems
+    said: list[str] = []
+    if not problems:
+        try:
+            config = settled(loaded, nproc, said.append)
+        except ConfigError as error:
+            problems = error.problems
+    if problems:
+        document: dict[str, Any] = {"ok": False, "problems": [p.as_json() for p in problems]}
+        emit(document, as_json, lambda: show_problems(problems, exit_code=2, as_json=False))
         ctx.exit(ConfigError.exit_code)
     notes = [*loaded.notes, *loaded.idle]
     document = {"ok": True, **({"notes": notes} if notes else {})}
-    for note in () if as_json else notes:
-        say(f"note: {note}")
-    emit(document, as_json, lambda: _recipe(recipe, loaded.config))
+    if loaded.auto is not None:
+        document |= {"layout": asdict(config.layout), "why": said[0]}
+    for line in () if as_json else (*said, *(f"note: {note}" for note in notes)):
+        say(line)
+    emit(document, as_json, lambda: _recipe(recipe, config))
 
 
 def _recipe(name: str, config: RunConfig) -> str:

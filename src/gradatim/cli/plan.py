@@ -2,34 +2,36 @@
 
 MODEL is a recipe or an inline shape (``gpt:n_layers=80,d_model=12288,n_heads=96,vocab_size=51200``), CLUSTER a packaged
 cluster or a YAML file, such as ``gradatim calibrate`` writes. What is fixed by an option is not searched; a layout that
-is fixed altogether (tp, pp, dp, microbatch) is predicted even where it does not fit.
+is fixed altogether (tp, pp, dp, microbatch) is predicted even where it does not fit. Several batches or numbers of
+devices, or a knob to compare, make a curve of the best at each.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from gradatim.cli.output import Table, Verb, emit, json_option
+from gradatim.cli.output import Table, Verb, emit, json_option, say
 from gradatim.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
-    from gradatim.plan.architecture import Architecture
-    from gradatim.plan.cluster import Cluster
-    from gradatim.plan.search import Fixed, Found
+    from gradatim.cli.plan_options import Asked
+    from gradatim.plan.search import Found
+    from gradatim.plan.sweep import Training
 
-WHOLE = ("tp", "pp", "dp", "chunks", "microbatch", "zero", "context", "gpus", "top", "global_batch")
 LARGER = 64
 """How many times more devices are tried where nothing fits."""
+File = click.Path(path_type=Path)
 
 
 @click.command(cls=Verb)
 @click.argument("model")
 @click.argument("cluster")
-@click.option("--global-batch", required=True, metavar="B", help="Sequences per step.")
-@click.option("--gpus", metavar="N", help="Devices to use.")
+@click.option("--global-batch", required=True, metavar="B,…", help="Sequences per step; several are compared.")
+@click.option("--gpus", metavar="N,…", help="Devices to use; several are compared.")
 @click.option("--context", metavar="S", help="Tokens per sequence, in place of the recipe's.")
 @click.option("--tp", metavar="T", help="Fix the tensor-parallel size.")
 @click.option("--pp", metavar="P", help="Fix the pipeline-parallel size.")
@@ -42,162 +44,136 @@ LARGER = 64
 @click.option("--zero", metavar="N", help="Fix the ZeRO stage: 0 to 3.")
 @click.option("--top", default="10", show_default=True, metavar="K", help="Layouts to show.")
 @click.option("--stack", metavar="any", help="Search what the cluster's software cannot do, too.")
+@click.option("--by", metavar="KNOB", help="Compare the best layouts with each value of tp, pp, microbatch, …")
+@click.option("--tokens", metavar="N", help="Tell time and GPU hours of a training on so many tokens: 300e9.")
+@click.option("--critical-batch", metavar="B", help="Sequences per step from which a token teaches half as much.")
+@click.option(
+    "--emit", "trainer", metavar="TRAINER",
+    help="Print the fastest for gradatim, megatron, torchtitan or deepspeed, and nothing else.",
+)  # fmt: skip
+@click.option("--svg", type=File, metavar="FILE", help="Draw the timeline, memory and every knob, or the curves.")
+@click.option("--html", type=File, metavar="FILE", help="Likewise as a page, with the table.")
+@click.option("--hardware-flops", is_flag=True, help="Count what is computed again in the curves that are drawn.")
 @json_option
-def command(model: str, cluster: str, stack: str | None, as_json: bool, **options: str | None) -> None:
+def command(
+    model: str,
+    cluster: str,
+    trainer: str | None,
+    svg: Path | None,
+    html: Path | None,
+    hardware_flops: bool,
+    as_json: bool,
+    **options: str | None,
+) -> None:
     """Find the fastest layouts of MODEL on CLUSTER that fit, and say why."""
-    from gradatim.plan.architecture import load_model
-    from gradatim.plan.cluster import load_cluster
-    from gradatim.plan.search import NO_LIMITS, search
+    from gradatim.cli.plan_options import read_options
 
-    problems: list[Problem] = []
-    numbers = {name: _whole(name, options[name], problems) for name in WHOLE}
-    choices = _choices(options, stack, problems)
-    shape, machine = None, None
-    for load in (lambda: load_model(model, numbers["context"])[0], lambda: load_cluster(cluster)):
-        try:
-            loaded: Any = load()
-        except ConfigError as error:
-            problems += error.problems
-        else:
-            shape, machine = (loaded, machine) if shape is None and not hasattr(loaded, "stack") else (shape, loaded)
-    if problems:
-        raise ConfigError(*problems)
-    assert shape is not None and machine is not None and numbers["global_batch"] and numbers["top"]
-    fixed = _fixed(numbers, choices)
-    devices = _devices(numbers, machine)
-    batch = numbers["global_batch"]
-    limits = replace(NO_LIMITS, recompute=machine.stack.recompute) if stack else machine.stack
-    found = search(shape, machine, devices, batch, fixed=fixed, top=numbers["top"], stack=limits)
-    if not found.best and found.least_memory and None not in (fixed.tp, fixed.pp, fixed.dp, fixed.microbatch):
-        found.best = [found.least_memory]
+    files = {"svg": svg, "html": html}
+    asked = read_options(model, cluster, {**options, "emit": trainer}, files)
+    if asked.swept:
+        _curve(asked, files, hardware_flops, as_json)
+    else:
+        _plan(asked, files, as_json)
+
+
+# --------------------------------------------------------------------------- one search
+
+
+def _plan(asked: Asked, files: dict[str, Path | None], as_json: bool) -> None:
+    from gradatim.plan.emit import emit as emitted
+    from gradatim.plan.explain import layout_document, remarks
+    from gradatim.plan.picture import plan_html, plan_svg
+    from gradatim.plan.search import predicted, search
+
+    shape, machine, devices, batch = asked.model, asked.cluster, asked.gpus[0], asked.batches[0]
+    found = search(shape, machine, devices, batch, fixed=asked.fixed, top=asked.top, stack=asked.limits)
+    found.best = predicted(found, asked.fixed)
     if not found.best:
-        raise ConfigError(_nothing(shape, machine, devices, batch, fixed, found, limits))
-    document = {
-        "model": model,
-        "cluster": cluster,
+        raise ConfigError(_nothing(asked, found))
+    winner, trained = found.best[0], _trainings(asked, found)
+    text = None
+    if asked.trainer:
+        text = emitted(asked.trainer, shape, asked.config, winner.layout, batch, machine)
+    layouts = [layout_document(shape, machine, candidate, batch) for candidate in found.best]
+    document: dict[str, Any] = {
+        "model": asked.names[0],
+        "cluster": asked.names[1],
         "gpus": devices,
         "global_batch": batch,
+        "context": shape.context,
         "parameters": shape.parameter_count,
-        "layouts": _documents(shape, machine, found, batch),
+        "layouts": [layout | ({"training": asdict(whole)} if whole else {}) for layout, whole in zip(layouts, trained)],
         "considered": found.considered,
         "rejected": dict(found.rejected),
         "search_seconds": found.seconds,
         "error_seen": machine.stack.error,
+        **({"emitted": text} if text is not None else {}),
     }
-    emit(document, as_json, lambda: _page(shape, machine, found, batch, devices))
+    for kind, draw in (("svg", plan_svg), ("html", plan_html)):
+        if path := files[kind]:
+            named = f"{asked.names[0]} on {asked.names[1]}"
+            _write(path, draw(shape, machine, found, batch, fixed=asked.fixed, stack=asked.limits, name=named))
+    if text is not None and not as_json:
+        for line in remarks(shape, machine, found, batch)[:3]:
+            say(line)
+    if text is not None and not winner.fits:
+        say("warning: this layout needs more memory than a device has")
+    emit(document, as_json, lambda: text.rstrip() if text is not None else _page(asked, found, trained))
 
 
-def _documents(shape: Architecture, machine: Cluster, found: Found, batch: int) -> list[dict[str, Any]]:
-    from gradatim.plan.explain import layout_document
+def _trainings(asked: Asked, found: Found) -> list[Training | None]:
+    """What a whole training takes with each layout, where tokens were asked for."""
+    from gradatim.plan.sweep import training
 
-    return [layout_document(shape, machine, candidate, batch) for candidate in found.best]
+    if not asked.tokens:
+        return [None] * len(found.best)
+    gpus, batch, context = asked.gpus[0], asked.batches[0], asked.model.context
+    return [
+        training(c.prediction.seconds, gpus, batch, context, asked.tokens, asked.critical_batch) for c in found.best
+    ]
 
 
-def _page(shape: Architecture, machine: Cluster, found: Found, batch: int, devices: int) -> list[str | Table]:
-    from gradatim.plan.explain import CAUSES, RANKING, ranking, rejections, remarks, time_split
-
-    title = (
-        f"{shape.parameter_count / 1e9:,.2f} B parameters, {devices:,} devices, {batch:,} x {shape.context:,} tokens"
+def _page(asked: Asked, found: Found, trained: list[Training | None]) -> list[str | Table]:
+    from gradatim.plan.explain import (
+        CAUSES,
+        RANKING,
+        ranking,
+        rejections,
+        remarks,
+        sequence_text,
+        size_text,
+        time_split,
     )
+
+    shape, machine, batch = asked.model, asked.cluster, asked.batches[0]
+    text = sequence_text(shape)
+    title = f"{size_text(shape)}, {asked.gpus[0]:,} devices, {batch:,} {'' if shape.one_stage else 'x '}{text}"
+    rows = [tuple(row) for row in ranking(shape, machine, found.best, batch)]
     parts: list[str | Table] = [
-        Table(tuple(RANKING), [tuple(row) for row in ranking(shape, machine, found.best, batch)], title=title),
+        Table(tuple(RANKING), rows, title=title),
         "",
         Table(
             ("rank", *(f"{cause} %" for cause in CAUSES)), [tuple(row) for row in time_split(found.best)], title="time"
         ),
         "",
         *remarks(shape, machine, found, batch),
-        "",
-        f"considered {found.considered:,} layouts in {found.seconds:.2f} s; left out: "
-        + ("; ".join(rejections(found)) or "none"),
     ]
-    return parts
-
-
-def _whole(name: str, text: str | None, problems: list[Problem]) -> int | None:
-    if text is None:
-        return None
-    least = 0 if name == "zero" else 1
-    most = 3 if name == "zero" else 10**7
-    if text.isascii() and text.isdecimal() and least <= int(text) <= most:
-        return int(text)
-    allowed = "0, 1, 2, 3" if name == "zero" else "1, 2, 3, …"
-    problems.append(
-        Problem(where=f"--{name.replace('_', '-')}", what="this is no such number", got=text or '""', allowed=allowed)
-    )
-    return None
-
-
-def _choices(options: dict[str, str | None], stack: str | None, problems: list[Problem]) -> dict[str, str | None]:
-    from gradatim.config.decode import nearest
-
-    allowed = {
-        "schedule": ("gpipe", "1f1b", "interleaved", "zero-bubble"),
-        "recompute": ("none", "selective", "full"),
-        "sequence_parallel": ("true", "false"),
-        "stack": ("any",),
-    }
-    given = {**{name: options.get(name) for name in allowed}, "stack": stack}
-    for name, text in given.items():
-        if text is not None and text not in allowed[name]:
-            problems.append(
-                Problem(
-                    where=f"--{name.replace('_', '-')}",
-                    what="there is no such choice",
-                    got=text or '""',
-                    allowed=", ".join(allowed[name]),
-                    attempt=nearest(text, allowed[name]) or allowed[name][0],
-                )
-            )
-    return given
-
-
-def _fixed(numbers: dict[str, int | None], choices: dict[str, str | None]) -> Fixed:
-    from gradatim.plan.search import Fixed
-
-    names = ("tp", "pp", "dp", "chunks", "microbatch", "zero")
-    sequence_parallel = None if choices["sequence_parallel"] is None else choices["sequence_parallel"] == "true"
-    schedule = choices["schedule"]
-    if schedule is None and numbers["chunks"]:
-        schedule = "interleaved" if numbers["chunks"] > 1 else None
-    return Fixed(
-        **{name: numbers[name] for name in names},
-        schedule=schedule,
-        recompute=choices["recompute"],
-        sequence_parallel=sequence_parallel,
-    )
-
-
-def _devices(numbers: dict[str, int | None], machine: Cluster) -> int:
-    sizes = [numbers[name] for name in ("tp", "pp", "dp")]
-    product = 1
-    for size in sizes:
-        product *= size or 1
-    devices = numbers["gpus"] or (product if None not in sizes else machine.devices)
-    if not devices:
-        raise ConfigError(
-            Problem(where="--gpus", what="how many devices there are is not stated", got="nothing", attempt="--gpus 64")
+    if whole := trained[0]:
+        parts.append(
+            f"training: {whole.steps:,.0f} steps, {whole.tokens / 1e9:,.4g} billion tokens, "
+            f"{whole.days:,.4g} days, {whole.gpu_hours:,.0f} GPU hours"
         )
-    if None not in sizes and product != devices:
-        raise ConfigError(
-            Problem(
-                where="--tp --pp --dp",
-                what="their product must be the number of devices",
-                got=f"{' · '.join(map(str, sizes))} = {product:,}",
-                allowed=f"{devices:,}",
-                attempt=f"--gpus {product}",
-            )
-        )
-    return devices
+    left_out = "; ".join(rejections(found)) or "none"
+    return [*parts, "", f"considered {found.considered:,} layouts in {found.seconds:.2f} s; left out: {left_out}"]
 
 
-def _nothing(
-    shape: Architecture, machine: Cluster, devices: int, batch: int, fixed: Fixed, found: Found, limits: Any
-) -> Problem:
+def _nothing(asked: Asked, found: Found) -> Problem:
     """Why there is no layout, and what would do."""
     from gradatim.plan.explain import GIB, layout_text, rejections
     from gradatim.plan.search import search
 
+    shape, machine, fixed, limits = asked.model, asked.cluster, asked.fixed, asked.limits
+    devices, batch = asked.gpus[0], asked.batches[0]
     reasons = "; ".join(rejections(found)) or "no layout has what is fixed"
     where = f"{devices:,} devices, batch {batch:,}"
     if not found.considered or found.least_memory is None:
@@ -226,3 +202,65 @@ def _nothing(
         times *= 2
     attempt = " or ".join(knobs) or "a smaller model, or a larger batch so that more devices can share it"
     return Problem(where=where, what="nothing fits", got=got, allowed=allowed, attempt=attempt)
+
+
+# --------------------------------------------------------------------------- a curve
+
+
+def _curve(asked: Asked, files: dict[str, Path | None], hardware: bool, as_json: bool) -> None:
+    from gradatim.plan import sweep as curves
+    from gradatim.plan.explain import how_sure, sequence_text, size_text
+
+    shape, machine = asked.model, asked.cluster
+    swept = curves.sweep(
+        shape,
+        machine,
+        asked.gpus,
+        asked.batches,
+        fixed=asked.fixed,
+        stack=asked.limits,
+        by=asked.by,
+        tokens=asked.tokens,
+        critical_batch=asked.critical_batch,
+    )
+    document = {
+        "model": asked.names[0],
+        "cluster": asked.names[1],
+        "gpus": asked.gpus,
+        "global_batch": asked.batches,
+        "context": shape.context,
+        "parameters": shape.parameter_count,
+        "by": swept.by,
+        "tokens": asked.tokens,
+        "critical_batch": asked.critical_batch,
+        "points": curves.sweep_document(shape, machine, swept),
+        "error_seen": machine.stack.error,
+    }
+    for kind, draw in (("svg", curves.sweep_svg), ("html", curves.sweep_html)):
+        if path := files[kind]:
+            _write(path, draw(shape, machine, swept, name=f"{asked.names[0]} on {asked.names[1]}", hardware=hardware))
+
+    def page() -> list[str | Table]:
+        title = f"{size_text(shape)}, {'' if shape.one_stage else 'sequences of '}{sequence_text(shape)}"
+        rows = [tuple(map(_whole_if_large, row)) for row in curves.sweep_rows(shape, machine, swept)]
+        largest = max((point for point in swept.points if point.candidate), key=lambda point: point.gpus)
+        assert largest.candidate
+        return [
+            Table(tuple(curves.sweep_columns(swept)), rows, title=title),
+            "",
+            *curves.sweep_remarks(shape, machine, swept),
+            how_sure(machine, largest.candidate.layout),
+        ]
+
+    emit(document, as_json, page)
+
+
+def _whole_if_large(cell: Any) -> Any:
+    """Steps and GPU hours are not told in powers of ten; tokens are."""
+    return round(cell) if isinstance(cell, float) and 1000 <= cell < 1e9 else cell
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    say(f"wrote {path}")

@@ -35,7 +35,7 @@ def command(sources: tuple[str, ...], out: Path, overrides: dict[str, str], as_j
             raise ConfigError(Problem(where="gradatim prepare", what="a file name with a comma cannot be given here",
                                       got=" ".join(sources), attempt="a recipe that lists data.train"))  # fmt: skip
         overrides = {"data.train": ",".join(sources), **overrides}
-    config = load_config(recipe, overrides)
+    config = load_config(recipe, overrides, any_layout=True)
     from gradatim.text.prepare import prepare
 
     report = prepare(config.data, out, say).report

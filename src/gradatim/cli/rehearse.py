@@ -7,10 +7,12 @@ layout's; dp is what is left of the world, unless it is given, and then all thre
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
 
+from gradatim.cli.auto import settled
 from gradatim.cli.output import Table, Verb, emit, json_option, overrides_argument, say
 from gradatim.config import load
 from gradatim.config.derived import world_size
@@ -60,6 +62,8 @@ def _fitted(recipe: str, overrides: dict[str, str], rank_text: str, world_text: 
     problems: list[Problem] = []
     rank, world = _whole("rank", rank_text, 0, problems), _whole("world", world_text, 1, problems)
     loaded = load(recipe, overrides)
+    if loaded.auto is not None and world is not None and not loaded.problems:
+        loaded = replace(loaded, config=settled(loaded, world_text, say), auto=None)
     layout = loaded.config.layout
     if world is not None and "layout.dp" not in overrides and layout.tp > 0 and layout.pp > 0:
         left, rest = divmod(world, layout.tp * layout.pp)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gradatim.cli.auto import nproc_option, settled
 from gradatim.cli.output import Table, Verb, emit, json_option, overrides_argument, say
 from gradatim.config import load
 from gradatim.config.derived import world_size
@@ -35,9 +36,12 @@ PATIENCE = 3.0
     "--run", "directory", type=click.Path(path_type=Path), help="Where the run is kept [a new one under runs/]."
 )
 @click.option("--resume", is_flag=True, help="Continue the run in --run; starts afresh where it has no checkpoint.")
+@nproc_option
 @overrides_argument
 @json_option
-def command(recipe: str, directory: Path | None, resume: bool, overrides: dict[str, str], as_json: bool) -> None:
+def command(
+    recipe: str, directory: Path | None, resume: bool, nproc: str | None, overrides: dict[str, str], as_json: bool
+) -> None:
     """Train RECIPE, a packaged recipe or a YAML file.
 
     Any field of the config is an option, as in ``--model.d_model 384 --steps 500``. Under torchrun, two dashes keep it
@@ -48,9 +52,10 @@ def command(recipe: str, directory: Path | None, resume: bool, overrides: dict[s
         loaded = load(recipe, overrides)
         if loaded.problems:
             raise ConfigError(*loaded.problems)
-        config = loaded.config
-        for note in (*loaded.notes, *loaded.idle) if place is None or place.rank == 0 else ():
-            say(f"note: {note}")
+        tell = say if place is None or place.rank == 0 else _nobody
+        config = settled(loaded, nproc, tell, place=place, run=directory if resume else None)
+        for note in (*loaded.notes, *loaded.idle):
+            tell(f"note: {note}")
         if resume and directory is None:
             raise ConfigError(Problem(where="--resume", what="which run is to go on?", attempt="--run DIR --resume"))
     with _one_voice(place, everywhere=True):
@@ -108,6 +113,10 @@ def command(recipe: str, directory: Path | None, resume: bool, overrides: dict[s
         return Table(["", "value"], [[name, value] for name, value in shown.items() if value is not None])
 
     emit(asdict(result), as_json, table)
+
+
+def _nobody(_: str) -> None:
+    """What ranks say that are not the first."""
 
 
 @contextlib.contextmanager

@@ -80,7 +80,8 @@ class Decoder:
                 return self._wrong(path, entry, f"this value does not fit {path}", allowed, attempt)
         if not isinstance(entry.value, dict):
             attempt = f"{path}.kind {entry.value}" if isinstance(entry.value, str) and entry.value in kinds else ""
-            return self._wrong(path, entry, f"{path} is a section, not a value", "its fields", attempt)
+            allowed = "its fields, or auto" if path == "layout" else "its fields"
+            return self._wrong(path, entry, f"{path} is a section, not a value", allowed, attempt)
         kind = ""
         if kinds:
             kind = self._kind(kinds, entry.value, path, default.kind)

@@ -38,23 +38,31 @@ class Loaded:
     """Everything wrong with it."""
     notes: tuple[str, ...]
     """What an override changed besides the field it names."""
+    auto: frozenset[str] | None = None
+    """Where the layout is ``auto``: its fields that are stated all the same; ``plan.auto`` chooses the others."""
 
     @property
     def idle(self) -> tuple[str, ...]:
         """Settings that have no effect beside the others."""
-        return () if self.problems else tuple(idle(self.config))
+        return () if self.problems or self.auto is not None else tuple(idle(self.config))
 
 
-def load_config(recipe: str | Path, overrides: Mapping[str, str] | None = None, *, to_train: bool = True) -> RunConfig:
+def load_config(
+    recipe: str | Path, overrides: Mapping[str, str] | None = None, *, to_train: bool = True, any_layout: bool = False
+) -> RunConfig:
     """The config of a packaged recipe or YAML file with overrides (dotted name → text).
 
-    Without ``to_train`` it may lack text: that of a run which is only to be asked.
+    Without ``to_train`` it may lack text: that of a run which is only to be asked. With ``any_layout`` its layout does
+    not matter, and may be ``auto``.
     Logs a warning for what an override changed besides its own field.
     Raises ConfigError with every problem at once.
     """
     loaded = load(recipe, overrides, to_train=to_train)
     if loaded.problems:
         raise ConfigError(*loaded.problems)
+    if loaded.auto is not None and not any_layout:
+        what = "this needs a layout, and auto is none yet: gradatim check shows the one that it stands for"
+        raise ConfigError(Problem(where=f"{recipe}: layout", what=what, got=AUTO, attempt="tp, pp, dp, …"))
     for note in loaded.notes:
         log.warning("%s", note)
     return loaded.config
@@ -75,11 +83,18 @@ def load(recipe: str | Path, overrides: Mapping[str, str] | None = None, *, to_t
         found += error.problems
         tree = Entry({}, str(recipe))
     tree, notes = _make_way(tree, given)
+    tree, auto = _automatic(tree, given, notes)
     tree = merge(tree, given, found)
     decoder = Decoder(problems=found)
     config = _without_default_text(decoder.value(RunConfig, tree), decoder)
-    found += rules.problems(config, decoder.places, decoder.broken, to_train)
-    return Loaded(config=config, problems=tuple(sorted(found, key=_reading_order)), notes=tuple(notes))
+    found += rules.problems(_judged(config) if auto else config, decoder.places, decoder.broken, to_train)
+    stated = frozenset(name.removeprefix("layout.") for name in given if name.startswith("layout.")) - NEVER_CHOSEN
+    return Loaded(
+        config=config,
+        problems=tuple(sorted(found, key=_reading_order)),
+        notes=tuple(notes),
+        auto=stated if auto else None,
+    )
 
 
 def _reading_order(problem: Problem) -> tuple[bool, int]:
@@ -114,6 +129,37 @@ def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+# --------------------------------------------------------------------------- layouts to be chosen
+
+AUTO = "auto"
+NEVER_CHOSEN = frozenset({"timeout", "check"})
+"""Fields of a layout that are nobody's choice."""
+
+
+def _automatic(tree: Entry, given: dict[str, str], notes: list[str]) -> tuple[Entry, bool]:
+    """Whether the layout is ``auto``, and the tree without that word, to whose place overrides may come."""
+    stands = tree.at("layout")
+    in_recipe = stands is not None and stands.value == AUTO
+    asked = given.get("layout") == AUTO
+    if not (in_recipe or asked) or ("layout" in given and not asked):
+        return tree, False
+    given.pop("layout", None)
+    if asked and not in_recipe:
+        tree, dropped = _drop(tree, "layout", lambda key: key not in NEVER_CHOSEN)
+        notes += [f"--layout auto replaces the recipe's layout.{key}" for key in dropped]
+    elif isinstance(tree.value, dict):
+        kept = {key: entry for key, entry in tree.value.items() if key != "layout"}
+        tree = dataclasses.replace(tree, value=kept)
+    return tree, True
+
+
+def _judged(config: RunConfig) -> RunConfig:
+    """Without what is only right or wrong beside a pipeline that is yet to be chosen."""
+    layout = config.layout
+    alone = dataclasses.replace(layout, pp=min(layout.pp, 1), chunks=min(layout.chunks, 1), split="uniform")
+    return dataclasses.replace(config, layout=alone)
 
 
 # --------------------------------------------------------------------------- finding the recipe

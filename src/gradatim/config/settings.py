@@ -428,6 +428,8 @@ class RunConfig:
     """AdamW and its learning rate."""
     layout: LayoutConfig = field(default_factory=LayoutConfig)
     """How the run is spread over processes."""
+    cluster: str | None = None
+    """What `layout: auto` plans for: a cluster's name or file (`gradatim calibrate` makes one); null: this machine."""
     precision: Literal["fp32", "fp64", "bf16"] = "fp32"
     """Arithmetic of the forward and backward pass; bf16 keeps fp32 weights and sums."""
     compile: bool = False

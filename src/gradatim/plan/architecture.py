@@ -11,7 +11,7 @@ from gradatim.config import load_config
 from gradatim.config.decode import nearest
 from gradatim.config.derived import feed_forward_width
 from gradatim.config.nearby import divisors, either
-from gradatim.config.settings import BertConfig, GptConfig, LayoutConfig, RunConfig
+from gradatim.config.settings import BertConfig, GptConfig, LayoutConfig, RunConfig, TransformerConfig
 from gradatim.errors import ConfigError, Problem
 from gradatim.shapes import REPLICATED, ParameterShape, flops_per_token, parameters
 from gradatim.shapes.gpt import padded_vocabulary
@@ -22,7 +22,7 @@ from gradatim.shapes.split import counts_by_cost, even_counts, head_cost
 class Architecture:
     """A Transformer of equal blocks between an embedding and an output matrix."""
 
-    config: GptConfig | BertConfig
+    config: GptConfig | BertConfig | TransformerConfig
     """The model as a recipe states it."""
     vocab_size: int
     """Entries of the vocabulary."""
@@ -32,22 +32,29 @@ class Architecture:
     @property
     def causal(self) -> bool:
         """Positions see only what is before them."""
-        return isinstance(self.config, GptConfig)
+        return not isinstance(self.config, BertConfig)
+
+    @property
+    def one_stage(self) -> bool:
+        """It cannot be cut into a pipeline, nor along the sequence."""
+        return False
 
     @property
     def tied(self) -> bool:
         """The output matrix is the embedding's."""
+        if isinstance(self.config, TransformerConfig):
+            return self.config.embeddings != "separate"
         return isinstance(self.config, BertConfig) or self.config.tied
 
     @property
     def norm(self) -> str:
         """``layer`` or ``rms``."""
-        return self.config.norm if isinstance(self.config, GptConfig) else "layer"
+        return "layer" if isinstance(self.config, BertConfig) else self.config.norm
 
     @property
     def positions(self) -> str:
-        """``learned`` or ``rotary``."""
-        return self.config.positions if isinstance(self.config, GptConfig) else "learned"
+        """``learned``, ``rotary`` or ``sinusoidal``."""
+        return "learned" if isinstance(self.config, BertConfig) else self.config.positions
 
     @property
     def predicted(self) -> float:
@@ -97,7 +104,10 @@ class Architecture:
 
     @cached_property
     def _parameters(self) -> list[ParameterShape]:
-        return parameters(replace(self.config, n_layers=1), self.vocab_size, self.context)
+        one: GptConfig | BertConfig | TransformerConfig = replace(self.config, n_layers=1)
+        if isinstance(one, TransformerConfig):  # whose encoder has its own number, or the decoder's
+            one = replace(one, n_encoder_layers=one.n_encoder_layers or self.config.n_layers)
+        return parameters(one, self.vocab_size, self.context)
 
     def _local(self, part: str, tp: int) -> int:
         return sum(_local(p, tp) for p in self._parameters if p.name.startswith(part))
@@ -140,6 +150,49 @@ class Architecture:
         return flops_per_token(self.config, self.vocab_size, self.context)
 
 
+class Encoder(Architecture):
+    """The encoder of an encoder-decoder, as blocks by themselves: every position sees every other."""
+
+    @property
+    def causal(self) -> bool:
+        """Positions see only what is before them."""
+        return False
+
+
+class EncoderDecoder(Architecture):
+    """A Transformer that reads one sequence and writes another, each ``context`` tokens long.
+
+    ``layers`` are the decoder's blocks, which attend to the source too. The encoder counts with the embedding: it works
+    before the first block, and its backward pass ends a microbatch's.
+    """
+
+    config: TransformerConfig
+
+    @property
+    def one_stage(self) -> bool:
+        """A decoder needs the whole encoder at hand; source and target differ in length."""
+        return True
+
+    @property
+    def encoder(self) -> Encoder:
+        """Its encoder."""
+        return Encoder(self.config, self.vocab_size, self.context)
+
+    @property
+    def encoder_layers(self) -> int:
+        """Blocks of the encoder."""
+        return self.config.n_encoder_layers or self.config.n_layers
+
+    @property
+    def decoder(self) -> Architecture:
+        """Its decoder, without the attention to the source."""
+        return Architecture(self.config, self.vocab_size, self.context)
+
+    def embedding_parameters(self, tp: int = 1) -> int:
+        """Parameters of both embeddings (one, where they are shared) and the encoder that one of ``tp`` ranks holds."""
+        return sum(self._local(part, tp) for part in ("embed.", "source_embed.", "encoder.", "encoder_norm."))
+
+
 def _local(parameter: ParameterShape, tp: int) -> int:
     return parameter.size if parameter.split == REPLICATED else -(-parameter.size // tp)
 
@@ -163,18 +216,19 @@ def load_model(text: str, context: int | None = None) -> tuple[Architecture, Run
     if colon and family in FAMILIES:
         return _inline(text, family, fields, context), None
     overrides = {} if context is None else {"context": str(context)}
-    config = load_config(text, overrides)
-    if not isinstance(config.model, (GptConfig, BertConfig)):
+    config = load_config(text, overrides, any_layout=True)
+    vocabulary = config.data.tokenizer.vocab_size
+    model = architecture(config, vocabulary or 1)
+    if model is None:
         raise ConfigError(
             Problem(
                 where=text,
                 what="only Transformers are planned",
                 got=f"kind {config.model.kind}",
-                allowed="gpt, bert, or an inline shape: " + ", ".join(f"{name}:…" for name in FAMILIES),
+                allowed="gpt, bert, transformer, or an inline shape: " + ", ".join(f"{name}:…" for name in FAMILIES),
                 attempt="gradatim plan gpt3-175b selene-2022 --global-batch 1536 --gpus 1024",
             )
         )
-    vocabulary = config.data.tokenizer.vocab_size
     if vocabulary is None:
         raise ConfigError(
             Problem(
@@ -184,7 +238,16 @@ def load_model(text: str, context: int | None = None) -> tuple[Architecture, Run
                 attempt="an inline shape that states it",
             )
         )
-    return Architecture(config.model, vocabulary, config.context), config
+    return model, config
+
+
+def architecture(config: RunConfig, vocabulary: int) -> Architecture | None:
+    """What the planner knows of a run's model; None where it is none that is planned."""
+    if isinstance(config.model, (GptConfig, BertConfig)):
+        return Architecture(config.model, vocabulary, config.context)
+    if isinstance(config.model, TransformerConfig):
+        return EncoderDecoder(config.model, vocabulary, config.context)
+    return None
 
 
 def _inline(text: str, family: str, fields: str, context: int | None) -> Architecture:

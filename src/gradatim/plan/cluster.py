@@ -126,6 +126,11 @@ class Stack:
     overhead: float = 2e9
     """Bytes of a device that the context, the communication library and the allocator keep."""
 
+    @property
+    def selects(self) -> bool:
+        """Whether selective recomputation has anything to do: fused attention keeps no scores, but ours may go too."""
+        return self.attention != "flash" or self.layers == "gradatim"
+
 
 Curve = tuple[tuple[float, float], ...]
 """Bytes of a tensor and the seconds that it takes, in the order of size."""

@@ -56,7 +56,8 @@ def _decoder(trainer: str, model: Architecture) -> GptConfig:
     """The shape of a decoder, which is what the other trainers take."""
     if isinstance(model.config, GptConfig):
         return model.config
-    raise _refuse(trainer, "its BERT is not this one", model.config.kind, "gpt, llama", "--emit gradatim")
+    what = "its BERT is not this one" if model.config.kind == "bert" else "it is given decoders alone"
+    raise _refuse(trainer, what, model.config.kind, "gpt, llama", "--emit gradatim")
 
 
 # --------------------------------------------------------------------------- gradatim
@@ -73,7 +74,7 @@ def _gradatim(
     shape = replace(model.config, vocab_multiple=math.lcm(model.config.vocab_multiple, layout.tp))
     own = base.layout
     layout = replace(layout, timeout=own.timeout, check=own.check)
-    made = replace(base, global_batch=batch, context=model.context, model=shape, layout=layout)
+    made = replace(base, batch_tokens=None, global_batch=batch, context=model.context, model=shape, layout=layout)
     found = rule_problems(made)
     if found:
         raise ConfigError(

@@ -7,7 +7,8 @@ from typing import Any
 from gradatim.config.settings import LayoutConfig
 from gradatim.plan.architecture import Architecture
 from gradatim.plan.cluster import Cluster
-from gradatim.plan.search import KNOBS, TOO_LARGE, Candidate, Found, best_with
+from gradatim.plan.layouts import KNOBS
+from gradatim.plan.search import TOO_LARGE, Candidate, Found, best_with
 from gradatim.shapes import matmuls
 
 GIB = 2**30
@@ -27,11 +28,23 @@ def tflops(model: Architecture, cluster: Cluster, candidate: Candidate, global_b
         if not product.name.startswith("head.")
     ]
     again["full"] = sum(product.flops for product in blocks)
-    if cluster.stack.attention != "flash":
+    if cluster.stack.selects:
         core = ("attention.scores", "attention.values")
         again["selective"] = sum(product.flops for product in blocks if product.name in core)
     rate = tokens / candidate.prediction.seconds / devices / 1e12
     return rate * model.flops_per_token, rate * (model.flops_per_token + again[layout.recompute])
+
+
+def size_text(model: Architecture) -> str:
+    """``174.62 B parameters``."""
+    count = model.parameter_count
+    return f"{count / 1e9:,.2f} B parameters" if count >= 1e8 else f"{count / 1e6:,.2f} M parameters"
+
+
+def sequence_text(model: Architecture) -> str:
+    """What one of a batch is: ``2,048 tokens``, or a pair as long as the context on both sides."""
+    tokens = f"{model.context:,}"
+    return f"pairs of {tokens} source and {tokens} target tokens" if model.one_stage else f"{tokens} tokens"
 
 
 def layout_document(model: Architecture, cluster: Cluster, candidate: Candidate, global_batch: int) -> dict[str, Any]:
@@ -80,11 +93,16 @@ def ranking(model: Architecture, cluster: Cluster, found: list[Candidate], globa
         fullest = max(candidate.memory) / GIB
         cells.append(
             [place, layout.tp, layout.pp, layout.dp, schedule, layout.microbatch, layout.sequence_parallel]
-            + [layout.recompute, layout.zero, candidate.prediction.seconds, round(useful, 1)]
+            + [layout.recompute, layout.zero, candidate.prediction.seconds, _short(useful)]
             + [round(100 * useful * 1e12 / cluster.device.peak, 1)]
             + [f"{fullest:.1f}" if candidate.fits else f"{fullest:.1f}, too much"]
         )
     return cells
+
+
+def _short(rate: float) -> float:
+    """A tenth is exact enough of a GPU's TFLOP/s, not of a CPU's."""
+    return round(rate, 1) if rate >= 10 else float(f"{rate:.3g}")
 
 
 def time_split(found: list[Candidate]) -> list[list[Any]]:

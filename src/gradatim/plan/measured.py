@@ -15,10 +15,10 @@ from __future__ import annotations
 from typing import Any
 
 from gradatim.config.settings import LayoutConfig
-from gradatim.plan.architecture import Architecture
+from gradatim.plan.architecture import Architecture, EncoderDecoder
 from gradatim.plan.cluster import Cluster, Curve, Device, Measured, Node, Stack
 from gradatim.plan.times import Seconds, Times
-from gradatim.plan.work import Product, backward_of, block_work
+from gradatim.plan.work import Product, backward_of, block_work, cross_work
 
 ELEMENT = 4
 """Bytes of a number: calibrated machines compute in fp32."""
@@ -87,6 +87,25 @@ def block_times(
         said = [2 * message_seconds(cluster, "sum", size, tp)] * 2
     repeated = said[0] if recompute == "full" else 0.0
     return Times(Seconds(forward, said[0]), Seconds(backward + again, said[1] + repeated))
+
+
+def cross_times(cluster: Cluster, model: EncoderDecoder, *, sequences: int, tp: int, recompute: str) -> Times:
+    """What attention to the source adds to a decoder's block, of whose two sublayers it is like the first."""
+    measured, tokens = cluster.measured, sequences * model.context
+    work = cross_work(model, cluster.stack, sequences=sequences, tp=tp, recompute="none")
+    hidden, inside = tokens * model.width, 4 * tokens * model.width / tp
+    scores = sequences * model.heads / tp * model.context**2
+    core = [of(of_core, scores, scores * model.head_dim) for of_core in (measured.core_forward, measured.core_backward)]
+    besides = [always / 2 + each * hidden / 2 + inner * inside
+               for always, each, inner in (measured.forward, measured.backward)]  # fmt: skip
+    forward, backward = (
+        sum(product_seconds(cluster, p) for p in side.products) + core[i] + besides[i]
+        for i, side in enumerate((work.forward, work.backward))
+    )
+    summed = message_seconds(cluster, "sum", ELEMENT * hidden, tp)
+    again = {"none": 0.0, "selective": core[0], "full": forward}[recompute]
+    repeated = summed if recompute == "full" else 0.0
+    return Times(Seconds(forward, summed), Seconds(backward + again, 2 * summed + repeated))
 
 
 def part_times(

@@ -16,9 +16,9 @@ import numpy as np
 
 from gradatim.config.settings import LayoutConfig
 from gradatim.plan import ends
-from gradatim.plan.architecture import Architecture
+from gradatim.plan.architecture import Architecture, EncoderDecoder
 from gradatim.plan.cluster import Stack
-from gradatim.plan.tensors import Case, Part, block_part
+from gradatim.plan.tensors import Case, Part, block_part, cross_part
 from gradatim.schedules import build_schedule
 from gradatim.schedules.actions import peak_in_flight
 
@@ -112,6 +112,8 @@ def model_parts(
     waits: bool = False,
 ) -> Parts:
     """What blocks and ends hold, by the stack's software; ``waits``: weight gradients do, as in zero-bubble."""
+    if isinstance(model, EncoderDecoder):
+        return _two_sides(model, stack, sequences, tp, recompute)
     if stack.layers == "gradatim":
         case = Case(model, sequences, tp, sequence_parallel, recompute, waits)
         return Parts(
@@ -130,11 +132,43 @@ def model_parts(
     )
 
 
+def _two_sides(model: EncoderDecoder, stack: Stack, sequences: int, tp: int, recompute: str) -> Parts:
+    """Of an encoder-decoder in one stage: what the encoder keeps counts with the embedding."""
+    options: dict[str, Any] = {"sequences": sequences, "tp": tp, "sequence_parallel": False, "recompute": recompute}
+    read, written = (model_parts(half, stack, **options) for half in (model.encoder, model.decoder))
+    if stack.layers == "gradatim":
+        case = Case(model.encoder, sequences, tp, False, recompute)
+        cross, hidden = cross_part(case), ends.stream_bytes(case)
+    else:
+        hidden = 2.0 * sequences * model.context * model.width
+        kept = cross_activations(model, stack, sequences=sequences, tp=tp, recompute=recompute)
+        cross = Part(kept[0], backward=kept[1])
+    block, encoder, n = written.block, read.block, model.encoder_layers
+    return Parts(
+        Part(
+            block.kept + cross.kept,
+            max(block.forward, cross.forward),
+            max(block.backward, cross.backward) + hidden,  # with the gradient of the encoder's output
+            block.cached + cross.cached,
+        ),
+        Part(
+            read.embedding.kept + n * encoder.kept + 2 * hidden + written.embedding.kept,  # its last norm, the output
+            max(read.embedding.forward, encoder.forward + (n - 1) * encoder.cached, written.embedding.forward),
+            max(read.embedding.backward, encoder.backward, written.embedding.backward),
+        ),
+        written.head,
+        written.table,
+        0.0,
+        read.step + written.step,
+        written.constant,
+    )
+
+
 def block_activations(
     model: Architecture, stack: Stack, *, sequences: int, tp: int, sequence_parallel: bool, recompute: str
 ) -> tuple[float, float]:
     """Bytes that a block keeps for its backward pass, and most that it needs besides during that."""
-    tokens, s = sequences * model.context, model.context
+    tokens = sequences * model.context
     width = 2.0 * tokens * model.width  # a hidden state of 16 bits
     shard = tp if sequence_parallel else 1
     heads = model.heads // tp
@@ -146,13 +180,12 @@ def block_activations(
     kept = 4 * inputs + 2 * mask if stack.keeps_norm_input else 2 * inputs + 2 * mask
     kept += q + kv  # queries, keys, values
     kept += q  # what enters the output matrix, which fused attention needs too
-    kept += (3 if model.gated else 2) * inner
-    square = 1.0 * sequences * heads * s * s  # one byte for each score
+    kept += (3 if model.gated else 1 if model.config.activation == "relu" else 2) * inner
     core = 0.0
     if stack.attention == "flash":
         kept += 4.0 * tokens * heads  # logarithms of the softmax's sums
     else:
-        core = square * (2 + (3 if stack.dropout else 0)) + (2 * square if stack.attention == "unfused" else 0)
+        core = _scores(model, stack, sequences=sequences, tp=tp)
     everything = kept + core
     # Going backward, in the feed-forward layer: the stream's gradient, that of what enters its last matrix, and that of
     # what leaves its first.
@@ -163,6 +196,31 @@ def block_activations(
         # The core is computed again once the feed-forward layer's tensors are gone.
         return kept, max(working, core)
     return everything, working
+
+
+def _scores(model: Architecture, stack: Stack, *, sequences: int, tp: int) -> float:
+    """Bytes of the scores that attention keeps where no kernel computes them again: softmax, dropout, both."""
+    square = 1.0 * sequences * (model.heads // tp) * model.context**2  # one byte for each
+    return square * (2 + (3 if stack.dropout else 0)) + (2 * square if stack.attention == "unfused" else 0)
+
+
+def cross_activations(
+    model: EncoderDecoder, stack: Stack, *, sequences: int, tp: int, recompute: str
+) -> tuple[float, float]:
+    """What attention to the source keeps besides, and needs going backward, as ``block_activations`` counts."""
+    tokens = sequences * model.context
+    width = 2.0 * tokens * model.width
+    kept = (2 if stack.keeps_norm_input else 1) * width + (width / 2 if stack.dropout else 0.0)
+    kept += 4 * width / tp  # queries, keys, values, and what enters the output matrix
+    flash = stack.attention == "flash"
+    kept += 4.0 * tokens * model.heads / tp if flash else 0.0
+    core = 0.0 if flash else _scores(model, stack, sequences=sequences, tp=tp)
+    working = width + 4 * width / tp
+    if recompute == "full":
+        return 0.0, kept + core + working
+    if recompute == "selective":
+        return kept, max(working, core)
+    return kept + core, working
 
 
 def head_activations(

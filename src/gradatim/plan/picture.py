@@ -14,16 +14,16 @@ from gradatim.plan.architecture import Architecture
 from gradatim.plan.charts import Drawing, Mark, below, beside, columns, document, embedded, lines, shares, titled
 from gradatim.plan.cluster import Cluster, Stack
 from gradatim.plan.explain import CAUSES, GIB, RANKING, layout_text, ranking, rejections, remarks, tflops
+from gradatim.plan.layouts import FREE, KNOBS, Fixed
 from gradatim.plan.memory import StageMemory, stage_memory
 from gradatim.plan.predict import multiplier, pipeline_times
-from gradatim.plan.search import KNOBS, Candidate, Fixed, Found, best_with, search
+from gradatim.plan.search import Candidate, Found, best_with, search
 from gradatim.report import page
 from gradatim.schedules import build_schedule, durations, simulate, timeline_rows, timeline_svg
 from gradatim.schedules.timeline import caption, title
 
 MOST = 30_000
 """Actions of a timeline; of a longer step the first microbatches are drawn, as many as show its pattern."""
-FREE = Fixed()
 KINDS = ("schedule", "sequence_parallel", "recompute", "zero")
 """Knobs whose values are kinds, not sizes."""
 FACTORS = (1 / 4, 1 / 2, 1, 2, 4)

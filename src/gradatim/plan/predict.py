@@ -12,13 +12,13 @@ from functools import lru_cache
 
 from gradatim.config.settings import LayoutConfig
 from gradatim.plan import measured
-from gradatim.plan.architecture import Architecture
+from gradatim.plan.architecture import Architecture, EncoderDecoder
 from gradatim.plan.cluster import Cluster
 from gradatim.plan.communication import collective_seconds, transfer_seconds
 from gradatim.plan.physics import FITTED, Physics, product_seconds, traffic_seconds
 from gradatim.plan.recurrence import step_seconds
 from gradatim.plan.times import Seconds, Times
-from gradatim.plan.work import Pass, Work, block_work, embedding_work, head_work
+from gradatim.plan.work import Pass, Work, block_work, cross_work, embedding_work, head_work
 
 CONTENTION = 0.15
 """Share of a device that communication keeps busy meanwhile: NCCL's kernels hold some 16 of 108 to 132 units."""
@@ -46,12 +46,23 @@ def part_times(
 ) -> tuple[Times, Times, Times]:
     """A block, the embedding and the head, for a microbatch of ``sequences``."""
     stack = cluster.stack
+    if isinstance(model, EncoderDecoder):
+        read, entered, _ = part_times(physics, cluster, model.encoder, sequences, tp, sp, recompute)
+        block, embedding, head = part_times(physics, cluster, model.decoder, sequences, tp, sp, recompute)
+        if cluster.calibrated:
+            cross = measured.cross_times(cluster, model, sequences=sequences, tp=tp, recompute=recompute)
+        else:
+            work = cross_work(model, stack, sequences=sequences, tp=tp, recompute=recompute)
+            cross = work_times(physics, cluster, work, tp)
+        return block + cross, embedding + entered + read * model.encoder_layers, head
     if cluster.calibrated:
         return measured.part_times(cluster, model, sequences, tp, sp, recompute)
-    block = block_work(model, stack, sequences=sequences, tp=tp, sequence_parallel=sp, recompute=recompute)
-    embedding = embedding_work(model, stack, sequences=sequences, tp=tp, sequence_parallel=sp)
-    head = head_work(model, stack, sequences=sequences, tp=tp, sequence_parallel=sp)
-    return tuple(work_times(physics, cluster, work, tp) for work in (block, embedding, head))  # type: ignore[return-value]
+    works = (
+        block_work(model, stack, sequences=sequences, tp=tp, sequence_parallel=sp, recompute=recompute),
+        embedding_work(model, stack, sequences=sequences, tp=tp, sequence_parallel=sp),
+        head_work(model, stack, sequences=sequences, tp=tp, sequence_parallel=sp),
+    )
+    return tuple(work_times(physics, cluster, work, tp) for work in works)  # type: ignore[return-value]
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,8 @@ from gradatim.plan.architecture import Architecture
 from gradatim.plan.charts import Drawing, Mark, beside, document, lines, number
 from gradatim.plan.cluster import Cluster, Stack
 from gradatim.plan.explain import layout_document, layout_text, tflops
-from gradatim.plan.search import KNOBS, Candidate, Fixed, best_with, search
+from gradatim.plan.layouts import KNOBS, Fixed
+from gradatim.plan.search import Candidate, best_with, predicted, search
 from gradatim.report import page
 
 KINDS = ("schedule", "sequence_parallel", "recompute", "zero")
@@ -125,8 +126,9 @@ def sweep(
     for devices in gpus:
         for batch in batches:
             found = search(model, cluster, devices, batch, fixed=fixed, top=1, stack=stack)
-            reason = "" if found.best else "nothing fits" if found.considered else "no layout is legal"
-            best: dict[Any, Candidate | None] = {None: found.best[0] if found.best else None}
+            fastest = predicted(found, fixed)
+            reason = "" if fastest else "nothing fits" if found.considered else "no layout is legal"
+            best: dict[Any, Candidate | None] = {None: fastest[0] if fastest else None}
             if by and found.best:
                 best = best_with(found, cluster, model, batch, by)
                 best[getattr(found.best[0].layout, by)] = found.best[0]

@@ -91,6 +91,11 @@ class Case:
         return self.model.norm == "rms"
 
     @property
+    def relu(self) -> bool:
+        """The non-linearity's result is all that its backward pass reads."""
+        return self.model.config.activation == "relu"
+
+    @property
     def rotary(self) -> bool:
         """Queries and keys are turned."""
         return self.model.positions == "rotary"
@@ -164,7 +169,10 @@ class Walk:
         self.row(case.queries)
         self.norm()
         self.column(case.inner, gates)
-        self.save(self.per_row * case.inner)  # through the function
+        if case.relu:  # whose backward pass reads its result, which the next matrix keeps anyway
+            self.ledger.pass_by(self.per_row * case.inner)
+        else:
+            self.save(self.per_row * case.inner)  # through the function
         if case.model.gated:
             self.save(self.per_row * case.inner)  # the product
         self.row(case.inner)
@@ -244,7 +252,7 @@ class Walk:
         case, ledger = self.case, self.ledger
         gates = 2 if case.model.gated else 1
         inner, queries, rows = (self.per_row * width for width in (case.inner, case.queries, case.rows))
-        waiting = self.row_back(case.inner, inner)
+        waiting = self.row_back(case.inner, 0.0 if case.relu else inner)
         if case.model.gated:
             ledger.take(2 * inner)  # of both factors; the gradient they came from goes, and so do the factors
             ledger.free(3 * inner)
@@ -367,3 +375,20 @@ def block_part(case: Case) -> Part:
         largest = case.model.width * max(case.rows, case.inner)
         products = (LOW + FULL) * largest + (3 * there.whole if case.split else 0.0)
     return Part(kept, forward, back.ledger.peak - kept, cached, deferred, products)
+
+
+@lru_cache(maxsize=4096)
+def cross_part(case: Case) -> Part:
+    """What attention to the source adds to a decoder's block; its backward pass needs less than that of the rest."""
+    walk = Walk(case)
+    walk.ledger = Ledger(walk.stream)
+    walk.norm()
+    walk.column(case.queries, 1)
+    walk.column(2 * case.queries, 1)  # keys and values, of the encoder's output
+    walk.save(walk.per_row * case.queries)
+    if case.recompute != "selective":
+        walk.save(walk.sums)
+    walk.row(case.queries)
+    kept = walk.ledger.held - walk.stream
+    forward = walk.ledger.peak - kept
+    return Part(0.0, forward, kept) if case.recompute == "full" else Part(kept, forward)

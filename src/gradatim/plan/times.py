@@ -30,3 +30,9 @@ class Times:
 
     forward: Seconds
     backward: Seconds
+
+    def __add__(self, other: Times) -> Times:
+        return Times(self.forward + other.forward, self.backward + other.backward)
+
+    def __mul__(self, times: float) -> Times:
+        return Times(self.forward * times, self.backward * times)

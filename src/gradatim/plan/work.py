@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gradatim.plan.architecture import Architecture
+from gradatim.plan.architecture import Architecture, EncoderDecoder
 from gradatim.plan.cluster import Stack
 
 
@@ -123,7 +123,34 @@ def block_work(
         )
         + core_backward
     )
-    again = {"none": Pass(), "selective": core if stack.attention != "flash" else Pass(), "full": forward}[recompute]
+    again = {"none": Pass(), "selective": core if stack.selects else Pass(), "full": forward}[recompute]
+    return Work(forward, backward, again)
+
+
+def cross_work(model: EncoderDecoder, stack: Stack, *, sequences: int, tp: int, recompute: str) -> Work:
+    """What attention to the source adds to a decoder's block: a norm, four matrices, a core, a sum with the residual.
+
+    Keys and values are computed from the encoder's whole output in every block, whose gradient is summed in every one.
+    """
+    tokens, d = sequences * model.context, model.width
+    share = d // tp
+    linear = (Product(tokens, share, d), Product(tokens, 2 * share, d), Product(tokens, d, share))
+    hidden = 2.0 * tokens * d
+    mask = 0.5 if stack.dropout else 0.0
+    forward_traffic = 2 * hidden + hidden * (3 + mask if stack.fused else 5 + 3 * mask)
+    backward_traffic = 4 * hidden + hidden * (2 + mask) + 3 * hidden  # the last: added to the source's gradient
+    sums = Collective("all-reduce", hidden)
+    core, core_backward = attention_core(model.encoder, stack, sequences=sequences, tp=tp)
+    shared = tp > 1
+    forward = core + Pass(linear, 0.0, forward_traffic, (sums,) * shared, stack.operations_forward // 2)
+    backward = core_backward + Pass(
+        tuple(product for forwards in linear for product in backward_of(forwards)),
+        0.0,
+        backward_traffic,
+        (sums,) * 2 * shared,
+        stack.operations_backward // 2,
+    )
+    again = {"none": Pass(), "selective": core if stack.selects else Pass(), "full": forward}[recompute]
     return Work(forward, backward, again)
 
 

@@ -38,7 +38,7 @@ from gradatim.train.checkpoint import (
 from gradatim.train.environment import environment
 from gradatim.train.precision import device, weight_dtype
 
-MAY_CHANGE = ("steps", "layout", "evaluation", "checkpoint", "track", "compile", "max_skipped_steps")
+MAY_CHANGE = ("steps", "layout", "cluster", "evaluation", "checkpoint", "track", "compile", "max_skipped_steps")
 """Settings that a resumed run may change; all others define its training."""
 SOURCE_TOKENIZER, LANGUAGES = "source-tokenizer.json", "languages.json"
 """Of translation runs: the source's own tokenizer, and words by which to tell the languages."""

@@ -1,0 +1,233 @@
+"""What ``gradatim plan`` was asked for: options read, model and cluster loaded, every problem at once. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from gradatim.config.decode import nearest
+from gradatim.config.settings import RunConfig
+from gradatim.errors import ConfigError, Problem
+from gradatim.plan.architecture import Architecture, load_model
+from gradatim.plan.cluster import Cluster, Stack, load_cluster
+from gradatim.plan.emit import TRAINERS
+from gradatim.plan.layouts import KNOBS, NO_LIMITS, Fixed
+
+WHOLE = ("tp", "pp", "dp", "chunks", "microbatch", "zero", "context", "top")
+LISTS = ("gpus", "global_batch")
+MOST = 64
+"""Numbers of a list."""
+CHOICES = {
+    "schedule": NO_LIMITS.schedules,
+    "recompute": ("none", "selective", "full"),
+    "sequence_parallel": ("true", "false"),
+    "stack": ("any",),
+    "emit": tuple(TRAINERS),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """A plan's question."""
+
+    model: Architecture
+    config: RunConfig | None
+    """The recipe that the model came from."""
+    cluster: Cluster
+    names: tuple[str, str]
+    """Of model and cluster, as they were typed."""
+    gpus: list[int]
+    batches: list[int]
+    fixed: Fixed
+    limits: Stack
+    """What the search stays within."""
+    top: int
+    by: str | None
+    tokens: float | None
+    critical_batch: float | None
+    trainer: str | None
+    """Whom to hand the layout over to."""
+
+    @property
+    def swept(self) -> bool:
+        """Several searches, of which a curve is made."""
+        return self.by is not None or len(self.gpus) > 1 or len(self.batches) > 1
+
+
+def read_options(
+    model: str, cluster: str, options: Mapping[str, str | None], files: Mapping[str, Path | None]
+) -> Asked:
+    """The question that the command line asks.
+
+    Raises:
+        ConfigError: with everything that is wrong with it.
+    """
+    problems: list[Problem] = []
+    numbers = {name: _whole(name, options[name], problems) for name in WHOLE}
+    lists = {name: _wholes(name, options[name], problems) for name in LISTS}
+    sizes = {name: _size(name, options[name], problems) for name in ("tokens", "critical_batch")}
+    choices = {name: _choice(name, options[name], problems) for name in CHOICES}
+    fixed = _fixed(numbers, choices)
+    by = _knob(options["by"], fixed, problems)
+    for name, path in files.items():
+        if path is not None and path.is_dir():
+            what = "this is a folder"
+            problems.append(Problem(where=f"--{name}", what=what, got=str(path), attempt=str(path / f"plan.{name}")))
+    if options["critical_batch"] is not None and options["tokens"] is None:
+        what = "it says how many more tokens a large batch needs, so it goes with --tokens"
+        problems.append(Problem(where="--critical-batch", what=what, got="no --tokens", attempt="--tokens 300e9"))
+    loaded, machine = None, None
+    try:
+        loaded = load_model(model, numbers["context"])
+    except ConfigError as error:
+        problems += error.problems
+    try:
+        machine = load_cluster(cluster)
+    except ConfigError as error:
+        problems += error.problems
+    gpus = lists["gpus"]
+    if machine is not None and options["gpus"] is None:
+        gpus = _devices(fixed, machine, problems)
+    _check_product(fixed, gpus, problems)
+    batches = lists["global_batch"]
+    if choices["emit"] and (by is not None or len(gpus) > 1 or len(batches) > 1):
+        what = "one layout is handed over, and here are several"
+        attempt = "one --gpus, one --global-batch and no --by"
+        problems.append(Problem(where=f"--emit {choices['emit']}", what=what, attempt=attempt))
+    if problems:
+        raise ConfigError(*problems)
+    assert loaded is not None and machine is not None and numbers["top"]
+    limits = replace(NO_LIMITS, recompute=machine.stack.recompute) if choices["stack"] else machine.stack
+    return Asked(
+        model=loaded[0],
+        config=loaded[1],
+        cluster=machine,
+        names=(model, cluster),
+        gpus=gpus,
+        batches=batches,
+        fixed=fixed,
+        limits=limits,
+        top=numbers["top"],
+        by=by,
+        tokens=sizes["tokens"],
+        critical_batch=sizes["critical_batch"],
+        trainer=choices["emit"],
+    )
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _whole(name: str, text: str | None, problems: list[Problem]) -> int | None:
+    if text is None:
+        return None
+    least, most = (0, 3) if name == "zero" else (1, 10**7)
+    if text.isascii() and text.isdecimal() and least <= int(text) <= most:
+        return int(text)
+    allowed = "0, 1, 2, 3" if name == "zero" else "1, 2, 3, …"
+    problems.append(Problem(where=_flag(name), what="this is no such number", got=text or '""', allowed=allowed))
+    return None
+
+
+def _wholes(name: str, text: str | None, problems: list[Problem]) -> list[int]:
+    """Numbers with commas between, each once."""
+    parts = [] if text is None else [part.strip() for part in text.split(",")]
+    if len(parts) > MOST:
+        what = "this list is too long"
+        problems.append(Problem(where=_flag(name), what=what, got=f"{len(parts)} numbers", allowed=f"at most {MOST}"))
+        return []
+    found = [_whole(name, part, problems) for part in parts]
+    return list(dict.fromkeys(number for number in found if number))
+
+
+def _size(name: str, text: str | None, problems: list[Problem]) -> float | None:
+    """A number that may be large: ``300e9``."""
+    if text is None:
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if 0 < number < math.inf:
+        return number
+    allowed = "above 0"
+    problems.append(
+        Problem(where=_flag(name), what="this is no such number", got=text or '""', allowed=allowed, attempt="300e9")
+        if name == "tokens"
+        else Problem(where=_flag(name), what="this is no such number", got=text or '""', allowed=allowed)
+    )
+    return None
+
+
+def _choice(name: str, text: str | None, problems: list[Problem]) -> str | None:
+    allowed = CHOICES[name]
+    if text is None or text in allowed:
+        return text
+    problems.append(
+        Problem(
+            where=_flag(name),
+            what="there is no such choice",
+            got=text or '""',
+            allowed=", ".join(allowed),
+            attempt=nearest(text, allowed) or allowed[0],
+        )
+    )
+    return None
+
+
+def _fixed(numbers: Mapping[str, int | None], choices: Mapping[str, str | None]) -> Fixed:
+    names = ("tp", "pp", "dp", "chunks", "microbatch", "zero")
+    sequence_parallel = None if choices["sequence_parallel"] is None else choices["sequence_parallel"] == "true"
+    schedule = choices["schedule"]
+    if schedule is None and numbers["chunks"]:
+        schedule = "interleaved" if numbers["chunks"] > 1 else None
+    return Fixed(
+        **{name: numbers[name] for name in names},
+        schedule=schedule,
+        recompute=choices["recompute"],
+        sequence_parallel=sequence_parallel,
+    )
+
+
+def _knob(text: str | None, fixed: Fixed, problems: list[Problem]) -> str | None:
+    """The knob to compare, which nothing may have fixed."""
+    if text is None:
+        return None
+    name = text.replace("-", "_")
+    free = [knob for knob in KNOBS if getattr(fixed, knob) is None]
+    if name in free:
+        return name
+    what = "what is fixed is not compared" if name in KNOBS else "there is no such knob"
+    attempt = f"leave {_flag(name)} out" if name in KNOBS else nearest(name, free)
+    problems.append(Problem(where="--by", what=what, got=text or '""', allowed=", ".join(free), attempt=attempt))
+    return None
+
+
+def _devices(fixed: Fixed, machine: Cluster, problems: list[Problem]) -> list[int]:
+    """How many there are where no option says so."""
+    if fixed.tp and fixed.pp and fixed.dp:
+        return [fixed.tp * fixed.pp * fixed.dp]
+    if machine.devices:
+        return [machine.devices]
+    what = "how many devices there are is not stated"
+    problems.append(Problem(where="--gpus", what=what, got="nothing", attempt="--gpus 64"))
+    return []
+
+
+def _check_product(fixed: Fixed, gpus: list[int], problems: list[Problem]) -> None:
+    if not (fixed.tp and fixed.pp and fixed.dp):
+        return
+    product = fixed.tp * fixed.pp * fixed.dp
+    if any(devices != product for devices in gpus):
+        problems.append(
+            Problem(
+                where="--tp --pp --dp",
+                what="their product must be the number of devices",
+                got=f"{fixed.tp} · {fixed.pp} · {fixed.dp} = {product:,}",
+                allowed=", ".join(f"{devices:,}" for devices in gpus),
+                attempt=f"--gpus {product}",
+            )
+        )
