@@ -15,6 +15,7 @@ import click
 
 from gradatim.cli.auto import nproc_option, settled
 from gradatim.cli.output import Verb, emit, json_option, overrides_argument, say, show_problems
+from gradatim.cli.starting import source_model
 from gradatim.config import config_to_yaml, load
 from gradatim.config.derived import world_size
 from gradatim.config.grid import rank_map
@@ -30,7 +31,7 @@ from gradatim.errors import ConfigError, Problem
 @click.pass_context
 def command(ctx: click.Context, recipe: str, nproc: str | None, overrides: dict[str, str], as_json: bool) -> None:
     """Check RECIPE, a packaged recipe or a YAML file, with its overrides; print it with every field."""
-    loaded = load(recipe, overrides)
+    loaded = load(recipe, overrides, source_model=source_model)
     problems: Sequence[Problem] = loaded.problems
     said: list[str] = []
     if not problems:

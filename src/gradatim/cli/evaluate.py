@@ -1,5 +1,5 @@
 """``gradatim evaluate RUN``: perplexity and bits per byte of a run's model; of translators, BLEU and chrF besides; of
-a BERT, its blanks and pairs.
+a BERT, its blanks and pairs; of a model that was tuned for a task, how many answers are right.
 
 ``evaluate RUN OTHER… --compare`` judges several translators on the same sentences, and says which differences from the
 first one chance would not make.
@@ -74,6 +74,13 @@ def command(
         return
     if source is not None:
         raise ConfigError(Problem(where="--source", what="this run does not translate", attempt="--text FILE"))
+    if opened.config.task.kind != "none":
+        if stride is not None:
+            what = "this model reads rows, not windows that advance"
+            raise ConfigError(Problem(where="--stride", what=what, attempt="leave --stride out"))
+        judged = _task(opened, checkpoint, text, average)
+        emit(judged, as_json, lambda: _answers(judged))
+        return
     if opened.config.model.kind == "bert":
         if stride is not None:
             what = "this model reads rows, not windows that advance"
@@ -99,6 +106,37 @@ def command(
 
 def _facts(facts: dict[str, Any]) -> Table:
     return Table(["", "value"], [[name.replace("_", " "), value] for name, value in facts.items()])
+
+
+def _answers(facts: dict[str, Any]) -> list[str | Table]:
+    rows = facts.get("by_label", [])
+    tables: list[str | Table] = [_facts({name: value for name, value in facts.items() if name != "by_label"})]
+    columns = ["label", "precision", "recall", "f1", "support"]
+    return [*tables, "", Table(columns, [list(row.values()) for row in rows])] if rows else tables
+
+
+def _task(run: Run, checkpoint: str, text: str | None, average: int) -> dict[str, Any]:
+    """The figures of a model that was tuned for a task: on a table, or the run's test rows, or its validation rows."""
+    from gradatim.cli.runs import open_tuned
+    from gradatim.text.examples import examples
+    from gradatim.text.prepare_task import unseen
+    from gradatim.text.sources import Tally
+    from gradatim.text.table import table_rows
+
+    data, tally = run.config.data, Tally()
+    split = "test" if text is not None or data.test else "valid"
+    names = (text,) if text is not None else getattr(data, split)
+    if not names:
+        raise DataError(Problem(where=str(run.directory), what="the run has neither test nor validation rows",
+                                attempt="--text FILE"))  # fmt: skip
+    found = list(examples(table_rows(names, split, data, tally), run.config.task))
+    if not found:
+        raise DataError(Problem(where=", ".join(names), what="there are no rows", attempt="name a table with rows"))
+    unseen(found, run.labels, run.config.task.kind)
+    say(f"on {len(found):,} rows" + ("" if text else f" of the run's {split} part"))
+    for what, count in tally.dropped.items():
+        say(f"{what}: {count:,}")
+    return open_tuned(run, checkpoint, average).judge(found)
 
 
 def _held_out(run: Run) -> TokenFile:

@@ -33,6 +33,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "score": ("score", "Rank sentences by their probability."),
     "next": ("next", "Show the distribution over the next token of a prompt."),
     "complete": ("complete", "Continue a prompt: greedy, sampled or by beam search."),
+    "predict": ("predict", "Answer rows with a fine-tuned model: labels, numbers, spans, choices."),
     "translate": ("translate", "Translate sentences, and show where the model looked."),
     "schedule": ("schedule", "Draw a pipeline schedule: its timeline, bubble and memory."),
     "plan": ("plan", "Predict time and memory of every layout of a model on a cluster; pick and explain."),

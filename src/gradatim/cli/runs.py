@@ -11,6 +11,7 @@ from gradatim.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
     from gradatim.decode.translate import Translating
+    from gradatim.evaluate.answers import Tuned
     from gradatim.models.protocol import LanguageModel
     from gradatim.train import Run
 
@@ -79,3 +80,23 @@ def open_translator(directory: Path, checkpoint: str = "best", average: int = 1)
     return run, Translating(
         model=model, source_tokenizer=run.source_tokenizer, tokenizer=run.tokenizer, context=run.config.context
     )
+
+
+def open_tuned(run: Run, checkpoint: str = "best", average: int = 1) -> Tuned:
+    """The model of a run that was tuned for a task, ready to be asked.
+
+    Raises:
+        ConfigError: the run was not.
+    """
+    from gradatim.evaluate.answers import Tuned
+
+    if run.config.task.kind == "none":
+        raise ConfigError(
+            Problem(
+                where=str(run.directory),
+                what="this run was not tuned for a task, so it has no answers",
+                got="task none",
+                attempt=f"gradatim train bert-classify --init_from {run.directory} --data.train FILE",
+            )
+        )
+    return Tuned(run.network(checkpoint, say, average), run.config, run.tokenizer, run.labels)

@@ -17,6 +17,7 @@ import click
 
 from gradatim.cli.auto import nproc_option, settled
 from gradatim.cli.output import Table, Verb, emit, json_option, overrides_argument, say
+from gradatim.cli.starting import source_model
 from gradatim.config import load
 from gradatim.config.derived import world_size
 from gradatim.config.settings import RunConfig
@@ -49,7 +50,7 @@ def command(
     """
     place = given_place()
     with _one_voice(place):
-        loaded = load(recipe, overrides)
+        loaded = load(recipe, overrides, source_model=source_model)
         if loaded.problems:
             raise ConfigError(*loaded.problems)
         tell = say if place is None or place.rank == 0 else _nobody

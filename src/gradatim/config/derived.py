@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from gradatim.config.settings import BertConfig, GptConfig, LayoutConfig, RunConfig, TransformerConfig
 
+OF_TRAINING = (
+    "dropout", "vocab_multiple", "embedding_dropout", "weight_drop", "masked", "whole_words", "pairs", "short",
+    "attention_dropout", "label_smoothing", "loss_on",
+)  # fmt: skip
+"""Settings of a model that weights do not prescribe: they are of its training, or of how it is stored."""
+
 
 def feed_forward_width(config: GptConfig | BertConfig | TransformerConfig) -> int:
     """``d_ff``, or its customary value."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from gradatim.config.derived import world_size
 from gradatim.config.describe import scalar_text
-from gradatim.config.settings import GptConfig, LayoutConfig, NgramConfig, OptimizerConfig, RunConfig
+from gradatim.config.settings import BertConfig, GptConfig, LayoutConfig, NgramConfig, OptimizerConfig, RunConfig
 
 Field = tuple[str, str]
 """A field that is without effect, and why."""
@@ -15,7 +15,7 @@ Field = tuple[str, str]
 def idle(config: RunConfig) -> list[str]:
     """A line for each setting that differs from its default and has no effect beside the others."""
     found = []
-    for path, why in (*_layout(config), *_model(config), *_optimizer(config)):
+    for path, why in (*_layout(config), *_model(config), *_optimizer(config), *_task(config)):
         section, _, name = path.partition(".")
         value = getattr(getattr(config, section), name)
         if value != getattr(type(getattr(config, section))(), name):
@@ -48,6 +48,20 @@ def _model(config: RunConfig) -> Iterator[Field]:
             yield "model.discount_fallback", f"smoothing is {model.smoothing}"
     if isinstance(model, GptConfig) and model.positions != "rotary":
         yield "model.rope_theta", f"positions are {model.positions}"
+
+
+def _task(config: RunConfig) -> Iterator[Field]:
+    task = config.task
+    if task.kind == "none":
+        for name in ("text", "text_b", "label", "choices", "delimiter"):
+            yield f"task.{name}", "task.kind is none"
+        return
+    if task.kind != "choice":
+        yield "task.choices", f"task.kind is {task.kind}"
+    if isinstance(config.model, BertConfig):
+        yield "task.delimiter", "a BERT separates texts by [SEP]"
+    elif task.text_b is None and task.kind != "choice":
+        yield "task.delimiter", "there is one text"
 
 
 def _optimizer(config: RunConfig) -> Iterator[Field]:

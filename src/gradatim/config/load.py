@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -73,8 +73,17 @@ def check_config(recipe: str | Path, overrides: Mapping[str, str] | None = None)
     return list(load(recipe, overrides).problems)
 
 
-def load(recipe: str | Path, overrides: Mapping[str, str] | None = None, *, to_train: bool = True) -> Loaded:
-    """As ``load_config``, but hands back problems and notes instead of raising and logging."""
+def load(
+    recipe: str | Path,
+    overrides: Mapping[str, str] | None = None,
+    *,
+    to_train: bool = True,
+    source_model: Callable[[str], Mapping[str, str]] | None = None,
+) -> Loaded:
+    """As ``load_config``, but hands back problems and notes instead of raising and logging.
+
+    ``source_model`` tells, of what ``init_from`` names, the fields of the model; they stand where the recipe has none.
+    """
     given = {name.removeprefix("--").replace("-", "_"): text for name, text in (overrides or {}).items()}
     found: list[Problem] = []
     try:
@@ -85,6 +94,8 @@ def load(recipe: str | Path, overrides: Mapping[str, str] | None = None, *, to_t
     tree, notes = _make_way(tree, given)
     tree, auto = _automatic(tree, given, notes)
     tree = merge(tree, given, found)
+    if source_model is not None:
+        tree = _fill_in(tree, source_model)
     decoder = Decoder(problems=found)
     config = _without_default_text(decoder.value(RunConfig, tree), decoder)
     found += rules.problems(_judged(config) if auto else config, decoder.places, decoder.broken, to_train)
@@ -208,6 +219,19 @@ def _read(recipe: str) -> tuple[bytes, str]:
 
 
 # --------------------------------------------------------------------------- what overrides replace
+
+
+def _fill_in(tree: Entry, source_model: Callable[[str], Mapping[str, str]]) -> Entry:
+    """The tree with the source's model where it leaves it open; one that names another kind leaves nothing open."""
+    source, model = tree.at("init_from"), tree.at("model") or Entry({}, "")
+    if source is None or not isinstance(source.value, str) or not isinstance(model.value, dict):
+        return tree
+    theirs = source_model(source.value)
+    kind = tree.at("model", "kind")
+    if not theirs or not isinstance(tree.value, dict) or (kind is not None and kind.value != theirs["kind"]):
+        return tree
+    filled = {name: Entry(text, source.where) for name, text in theirs.items()} | model.value
+    return dataclasses.replace(tree, value={**tree.value, "model": dataclasses.replace(model, value=filled)})
 
 
 def _without_default_text(config: RunConfig, decoder: Decoder) -> RunConfig:

@@ -15,6 +15,7 @@ from gradatim.config.describe import scalar_text
 from gradatim.config.nearby import divisors, either, multiples
 from gradatim.config.rules_layout import layout
 from gradatim.config.rules_pairs import PAIR_CORPORA, is_pairs, pairs
+from gradatim.config.rules_task import task
 from gradatim.config.settings import BertConfig, GptConfig, NgramConfig, RecurrentConfig, RunConfig
 from gradatim.errors import Problem
 
@@ -54,6 +55,9 @@ RANGES: dict[str, str] = {
     "data.tokenizer.vocab_size": "[2, 2147483647]",
     "data.tokenizer.min_count": COUNT,
     "data.held_out": SHARE,
+    "task.lm_weight": "[0, inf)",
+    "task.layer_decay": "(0, 1]",
+    "task.frozen_layers": "[0, 2147483647]",
     "optimizer.lr": POSITIVE,
     "optimizer.min_lr": "[0, inf)",
     "optimizer.warmup": "[0, inf)",
@@ -98,7 +102,7 @@ def problems(
     rules = Rules(config, places or {}, broken | ranges.failed)
     if to_train:
         _text(config, rules)
-    for group in (_model, _start, _optimizer, layout, _data, pairs, _evaluation):
+    for group in (_model, _start, _optimizer, layout, _data, pairs, task, _evaluation):
         group(config, rules)
     return ranges.found + rules.found
 
@@ -274,8 +278,8 @@ def _text(config: RunConfig, rules: Rules) -> None:
         bool(config.data.train) or is_pairs(config.data),
         "data.train",
         "there is nothing to learn from",
-        allowed=f"{', '.join(BUILT_IN)} or files",
-        attempt=f"--data.train {BUILT_IN[0]}",
+        allowed=f"{', '.join(BUILT_IN)} or files" if config.task.kind == "none" else "tables with text and labels",
+        attempt=f"--data.train {BUILT_IN[0]}" if config.task.kind == "none" else "--data.train FILE",
     )
 
 

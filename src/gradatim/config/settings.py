@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from gradatim.config.settings_task import TaskConfig
+
 # --------------------------------------------------------------------------- models
 
 
@@ -300,7 +302,7 @@ class DataConfig:
     test_target: tuple[str, ...] = ()
     """Their translations."""
     columns: tuple[str, ...] = ()
-    """Pairs in .tsv files: the language of each column, the first ones first."""
+    """Columns of .tsv files, the first ones first: languages of pairs; names of a task's, if no first line has them."""
     split: Literal["given", "component"] = "given"
     """Pairs: component holds out part of the training pairs, keeping together what shares a sentence."""
     held_out: tuple[float, float] = (0.05, 0.05)
@@ -421,7 +423,9 @@ class RunConfig:
     model: ModelConfig = field(default_factory=GptConfig)
     """What is trained; `kind` says which, and each kind has fields of its own."""
     init_from: str | None = None
-    """Start from the weights of this run or Hugging Face directory instead of drawing them."""
+    """Start from the weights of this run or Hugging Face directory; its model fills in what the recipe leaves open."""
+    task: TaskConfig = field(default_factory=TaskConfig)
+    """What a Transformer is fine-tuned for."""
     data: DataConfig = field(default_factory=DataConfig)
     """Which text, and how it is cut."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

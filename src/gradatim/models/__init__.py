@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING
 from gradatim.config.settings import (
     BertConfig,
     GptConfig,
-    ModelConfig,
     RecurrentConfig,
     Seq2SeqConfig,
     TransformerConfig,
     TranslateLmConfig,
     WindowConfig,
 )
+from gradatim.config.tuned import AnyModelConfig, TunedConfig
 
 if TYPE_CHECKING:
     from gradatim.models.neural import NeuralModel
 
 
 def build_model(
-    config: ModelConfig, vocab_size: int, context: int, seed: int = 0, source_vocab_size: int | None = None
+    config: AnyModelConfig, vocab_size: int, context: int, seed: int = 0, source_vocab_size: int | None = None
 ) -> NeuralModel:
     """A neural model with its initial weights, a pure function of the arguments. N-grams are fitted instead.
 
@@ -33,8 +33,14 @@ def build_model(
     return model
 
 
-def new_model(config: ModelConfig, vocab_size: int, context: int, source_vocab_size: int | None = None) -> NeuralModel:
+def new_model(
+    config: AnyModelConfig, vocab_size: int, context: int, source_vocab_size: int | None = None
+) -> NeuralModel:
     """A neural model whose weights mean nothing yet; under ``torch.device("meta")`` they take no memory either."""
+    if isinstance(config, TunedConfig):
+        from gradatim.models.tuned import tuned
+
+        return tuned(config, vocab_size, context)
     if isinstance(config, GptConfig):
         from gradatim.models.gpt import GPT
 

@@ -7,10 +7,13 @@ from gradatim.objectives.masked import Masked
 from gradatim.objectives.next_token import NextToken
 from gradatim.objectives.objective import Objective
 from gradatim.objectives.translation import Translation
+from gradatim.objectives.tuning import Tuning
 
 
 def objective_of(config: RunConfig) -> Objective:
     """What a run learns."""
+    if config.task.kind != "none":
+        return Tuning(config.task)
     if isinstance(config.model, BertConfig):
         return Masked(pairs=config.model.pairs != "none")
     if isinstance(config.model, (TranslateLmConfig, Seq2SeqConfig, TransformerConfig)):

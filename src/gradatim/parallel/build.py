@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from gradatim.config.settings import ModelConfig
+from gradatim.config.tuned import AnyModelConfig
 from gradatim.models import new_model
 from gradatim.models.layers.attention import SelfAttention
 from gradatim.models.layers.cross_attention import CrossAttention
@@ -44,7 +44,7 @@ class Chunk:
 
 
 def build_chunk(
-    config: ModelConfig,
+    config: AnyModelConfig,
     vocab_size: int,
     context: int,
     *,
@@ -84,7 +84,7 @@ def build_chunk(
     with torch.device("meta"):
         model = new_model(config, vocab_size, context, source_vocab_size)
     shapes = {shape.name: shape for shape in parameters(config, vocab_size, context, source_vocab_size)}
-    tied = "head.output.weight" not in shapes
+    tied = "head.output.weight" in dict(model.named_parameters(remove_duplicate=False)).keys() - shapes.keys()
     model.keep(layers, embed=embed, head=head)
     queue = WeightGradients() if deferred else None
     if mesh.tp.size > 1 or deferred:

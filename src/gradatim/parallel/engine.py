@@ -21,6 +21,7 @@ from torch import Tensor
 
 from gradatim.config.derived import microbatch_count
 from gradatim.config.settings import RunConfig
+from gradatim.config.tuned import is_frozen, model_of, share_of_rate
 from gradatim.errors import CheckpointError
 from gradatim.evaluate.likelihood import windows
 from gradatim.objectives import objective_of
@@ -41,9 +42,9 @@ from gradatim.shapes.split import layers_of_chunks
 from gradatim.text.batches import IGNORE, Batch
 from gradatim.text.feed import notes_of, rows_of, share_of, source_vocabulary, steps_per_epoch, validation_rows
 from gradatim.text.order import derive
-from gradatim.text.prepare import Prepared
+from gradatim.text.prepare_task import AnyPrepared, PreparedTask
 from gradatim.train.checkpoint import Checkpoint
-from gradatim.train.engine import Outcome, mean_of_terms
+from gradatim.train.engine import Outcome, label_count, mean_of_terms
 from gradatim.train.learning_rate import learning_rate
 from gradatim.train.manifest import Manifest
 from gradatim.train.precision import arithmetic, device, weight_dtype
@@ -66,12 +67,13 @@ class LayoutEngine:
         logs: where the first rank leaves the timeline; None for nowhere.
     """
 
-    def __init__(self, config: RunConfig, prepared: Prepared, mesh: Mesh, logs: Path | None = None) -> None:
+    def __init__(self, config: RunConfig, prepared: AnyPrepared, mesh: Mesh, logs: Path | None = None) -> None:
         self.config, self.prepared, self.mesh, self.logs = config, prepared, mesh, logs
         self.leads, self.world, self.where = mesh.rank == 0, mesh.world, device()
         layout, vocabulary = config.layout, prepared.tokenizer.vocab_size
         source_words = source_vocabulary(prepared)
-        self.parameters = parameter_count(config.model, vocabulary, config.context, source_words)
+        model = model_of(config, label_count(prepared))
+        self.parameters = parameter_count(model, vocabulary, config.context, source_words)
         self.schedule = lower(
             build_schedule(
                 layout.schedule if layout.pp > 1 else "1f1b", layout.pp, microbatch_count(config), layout.chunks
@@ -80,7 +82,7 @@ class LayoutEngine:
         splits, last = layers_of_chunks(config, vocabulary), self.schedule.last_chunk
         self.chunks = {
             number: build_chunk(
-                config.model, vocabulary, config.context, layers=layers, embed=number == 0, head=number == last,
+                model, vocabulary, config.context, layers=layers, embed=number == 0, head=number == last,
                 mesh=mesh, sequence_parallel=layout.sequence_parallel, recompute=layout.recompute,
                 deferred=layout.schedule == "zero-bubble" and layout.pp > 1, seed=config.seed,
                 dtype=weight_dtype(config.precision), device=self.where, source_vocab_size=source_words,
@@ -89,7 +91,11 @@ class LayoutEngine:
             if self.schedule.placement[number] == mesh.pp.index
         }  # fmt: skip
         held = list(self.chunks.values())
-        self.gradients = Gradients(held, mesh, zero=layout.zero)
+        for chunk in held:
+            for name, parameter in chunk.model.named_parameters():
+                parameter.requires_grad_(not is_frozen(chunk.specs[name].global_name, config.task))
+        share = partial(share_of_rate, task=config.task, layers=getattr(config.model, "n_layers", 0))
+        self.gradients = Gradients(held, mesh, zero=layout.zero, share=share)
         self.optimizer = ShardedAdamW(self.gradients, config.optimizer)
         self.objective = objective_of(config)
         self.pipeline = self._pipeline(self.schedule)
@@ -201,6 +207,7 @@ class LayoutEngine:
             model.eval()
         batches: Iterable[Batch]
         if isinstance(self.objective, NextToken):
+            assert not isinstance(self.prepared, PreparedTask)
             tokens = self.prepared.valid.tokens[: self.config.evaluation.tokens]
             boundary, context = self.prepared.tokenizer.boundary, self.config.context
             parts = windows(context, tokens, boundary, stride=context)

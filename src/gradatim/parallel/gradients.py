@@ -59,6 +59,8 @@ class Slot:
     """Whether it got a gradient in this step."""
     final: bool = False
     """Whether that gradient is complete."""
+    share: float = 1.0
+    """Of the learning rate."""
 
     @property
     def end(self) -> int:
@@ -69,13 +71,14 @@ class Slot:
 class Bucket:
     """Gradients of one chunk that are summed together.
 
-    All decay or none does (as ``spec.shape`` has two dimensions or fewer), all are partial over tp or none is, and a
-    tied matrix lies alone: first and last stage cut it alike. ``flat`` is padded to a multiple of the replicas.
+    All decay or none does (as ``spec.shape`` has two dimensions or fewer), all learn at one share of the rate, all are
+    partial over tp or none is, and a tied matrix lies alone: first and last stage cut it alike. ``flat`` is padded to a
+    multiple of the replicas.
     """
 
     def __init__(self, slots: Sequence[Slot], chunk: int, shards: int, partial: bool) -> None:
         self.slots, self.chunk, self.partial = list(slots), chunk, partial
-        self.decays, self.tied = decays(slots[0].spec), slots[0].spec.tied
+        self.decays, self.tied, self.share = decays(slots[0].spec), slots[0].spec.tied, slots[0].share
         first = slots[0].parameter
         unit = max(1, ALIGNMENT // first.element_size())
         size = 0
@@ -97,6 +100,11 @@ class Bucket:
             slot.parameter.grad = None
 
 
+def alike(name: str) -> float:
+    """Every parameter learns at the whole rate."""
+    return 1.0
+
+
 class Gradients:
     """The gradients of this rank's chunks over a step: ``begin``, backward passes, ``finish``.
 
@@ -108,9 +116,13 @@ class Gradients:
         mesh: this rank's place.
         zero: 0, or 1 to shard optimizer state over dp.
         bucket_bytes: size from which a bucket is full; a parameter is never cut.
+        share: of the learning rate that a parameter has, by its name in the whole model.
     """
 
-    def __init__(self, chunks: Sequence[Chunk], mesh: Mesh, *, zero: int = 0, bucket_bytes: int = BUCKET_BYTES) -> None:
+    def __init__(
+        self, chunks: Sequence[Chunk], mesh: Mesh, *, zero: int = 0, bucket_bytes: int = BUCKET_BYTES,
+        share: Callable[[str], float] = alike,
+    ) -> None:  # fmt: skip
         self.chunks, self.mesh = list(chunks), mesh
         self.sharded = zero >= 1 and mesh.dp.size > 1
         self.slots: list[Slot] = []
@@ -119,7 +131,7 @@ class Gradients:
         """In the order in which their sums begin."""
         for index in reversed(range(len(self.chunks))):
             slots = [
-                Slot(name, parameter, self.chunks[index].specs[name])
+                Slot(name, parameter, spec := self.chunks[index].specs[name], share=share(spec.global_name))
                 for name, parameter in reversed(list(self.chunks[index].model.named_parameters()))
                 if parameter.requires_grad
             ]
@@ -151,7 +163,7 @@ class Gradients:
             tied = spec.tied and mesh.ends.size > 1
             if mesh.dp.size == 1 and not summed and not tied:
                 continue  # nothing to sum: the gradient stays where autograd puts it
-            key = (decays(spec), summed, tied, parameter.dtype, parameter.device)
+            key = (decays(spec), slot.share, summed, tied, parameter.dtype, parameter.device)
             group = filling.setdefault(key, [])
             group.append(number)
             if tied or sum(slots[i].parameter.nbytes for i in group) >= most_bytes:

@@ -49,6 +49,8 @@ class Leaf:
     weight: nn.Parameter
     decays: bool
     parts: tuple[Part, ...]
+    share: float = 1.0
+    """Of the learning rate."""
 
     def of(self, part: Part, tensor: Tensor) -> Tensor:
         """The numbers of a part in a tensor shaped like the leaf, as a vector that shares their memory."""
@@ -66,16 +68,19 @@ class ShardedAdamW:
         self._flat: list[Tensor] = []
         """Weights of each bucket under ZeRO-1, placed as their gradients are."""
         self.leaves = list(self._shards() if gradients.sharded else self._whole())
-        groups = [
-            {"params": [leaf.weight for leaf in self.leaves if leaf.decays], "weight_decay": config.weight_decay},
-            {"params": [leaf.weight for leaf in self.leaves if not leaf.decays], "weight_decay": 0.0},
+        groups: dict[tuple[bool, float], list[nn.Parameter]] = {(True, 1.0): [], (False, 1.0): []}
+        for leaf in self.leaves:
+            groups.setdefault((leaf.decays, leaf.share), []).append(leaf.weight)
+        listed = [
+            {"params": held, "weight_decay": config.weight_decay if decaying else 0.0, "share": share}
+            for (decaying, share), held in groups.items()
         ]
-        self.inner = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+        self.inner = torch.optim.AdamW(listed, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
     def _whole(self) -> Iterator[Leaf]:
         for slot in self.gradients.slots:
             part = Part(slot.spec, 0, slot.parameter.numel(), 0)
-            yield Leaf(slot.parameter, decays(slot.spec), (part,))
+            yield Leaf(slot.parameter, decays(slot.spec), (part,), slot.share)
 
     @torch.no_grad()
     def _shards(self) -> Iterator[Leaf]:
@@ -96,7 +101,7 @@ class ShardedAdamW:
                 begin, end = max(slot.begin, first), min(slot.end, last)
                 if begin < end:
                     parts.append(Part(slot.spec, begin - slot.begin, end - slot.begin, begin - first))
-            yield Leaf(weight, bucket.decays, tuple(parts))
+            yield Leaf(weight, bucket.decays, tuple(parts), bucket.share)
 
     @property
     def device(self) -> torch.device:
@@ -140,7 +145,7 @@ class ShardedAdamW:
         if clip is not None and norm > clip:
             torch._foreach_mul_([leaf.weight.grad for leaf in self.leaves if leaf.weight.grad is not None], clip / norm)
         for group in self.inner.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["share"]
         self.inner.step()
         for pending in [all_gather_(flat, self.mesh.dp) for flat in self._flat]:
             pending.wait()

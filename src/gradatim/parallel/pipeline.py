@@ -12,6 +12,7 @@ though its backward pass may be many actions away (as the "pseudo-deallocated" o
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -248,8 +249,8 @@ class _Step:
         return self.here.pop(action.carried()).contiguous()
 
     def _buffer(self, action: Action) -> Tensor:
-        b, t = self.microbatches[action.microbatch].batch.ids.shape
-        shape = (b, t // self.pipeline.shards, self.pipeline.width)
+        *rows, t = self.microbatches[action.microbatch].batch.ids.shape
+        shape = (math.prod(rows), t // self.pipeline.shards, self.pipeline.width)
         return torch.empty(shape, dtype=self.pipeline.dtype, device=self.device)
 
     def end(self) -> Ran:

@@ -27,7 +27,7 @@ from gradatim.parallel.place import Place
 from gradatim.parallel.verdict import verdict
 from gradatim.parallel.watch import LINGER, first_testimony
 from gradatim.shapes.split import layers_of_chunks
-from gradatim.text.prepare import prepare
+from gradatim.text.prepare_task import prepare_run
 from gradatim.train import Run, TrainResult, train
 from gradatim.train.run_directory import config_error_existing, config_error_foreign, refuse_changes
 
@@ -119,7 +119,7 @@ def _ready(config: RunConfig, directory: Path, resume: bool, say: Say) -> None:
         raise config_error_foreign(directory)
     if run.exists:
         refuse_changes(run.config, config, directory / "config.yaml")
-    prepared = prepare(config.data, say=say)
+    prepared = prepare_run(config, say)
     for line in rank_map(config.layout, layers_of_chunks(config, prepared.tokenizer.vocab_size)):
         say(line)
 

@@ -11,14 +11,14 @@ from __future__ import annotations
 from gradatim.config.settings import (
     BertConfig,
     GptConfig,
-    ModelConfig,
     RecurrentConfig,
     Seq2SeqConfig,
     TransformerConfig,
     TranslateLmConfig,
     WindowConfig,
 )
-from gradatim.shapes import bert, gpt, recurrent, seq2seq, transformer, translate_lm, window
+from gradatim.config.tuned import AnyModelConfig, TunedConfig
+from gradatim.shapes import bert, gpt, recurrent, seq2seq, transformer, translate_lm, tuned, window
 from gradatim.shapes.parameters import (
     COLUMN,
     REPLICATED,
@@ -46,12 +46,14 @@ __all__ = [
 
 
 def parameters(
-    config: ModelConfig, vocab_size: int, context: int, source_vocab_size: int | None = None
+    config: AnyModelConfig, vocab_size: int, context: int, source_vocab_size: int | None = None
 ) -> list[ParameterShape]:
     """Every parameter of a model, in its order; none for n-grams, which are counted.
 
     ``source_vocab_size`` is that of a translator's source where it has a vocabulary of its own.
     """
+    if isinstance(config, TunedConfig):
+        return tuned.parameters(config, vocab_size, context)
     if isinstance(config, GptConfig):
         return gpt.parameters(config, vocab_size, context)
     if isinstance(config, RecurrentConfig):
@@ -69,11 +71,13 @@ def parameters(
     return []
 
 
-def matmuls(config: ModelConfig, vocab_size: int, context: int) -> list[Matmul]:
+def matmuls(config: AnyModelConfig, vocab_size: int, context: int) -> list[Matmul]:
     """Every matrix product of one token's forward pass, in a sequence of ``context`` tokens.
 
     Of encoder-decoders: of one target token's and one source token's.
     """
+    if isinstance(config, TunedConfig):
+        return tuned.matmuls(config, vocab_size, context)
     if isinstance(config, GptConfig):
         return gpt.matmuls(config, vocab_size, context)
     if isinstance(config, RecurrentConfig):
@@ -91,11 +95,11 @@ def matmuls(config: ModelConfig, vocab_size: int, context: int) -> list[Matmul]:
     return []
 
 
-def parameter_count(config: ModelConfig, vocab_size: int, context: int, source_vocab_size: int | None = None) -> int:
+def parameter_count(config: AnyModelConfig, vocab_size: int, context: int, source_vocab_size: int | None = None) -> int:
     """Trainable numbers, padding of the vocabulary included, a tied matrix once."""
     return sum(parameter.size for parameter in parameters(config, vocab_size, context, source_vocab_size))
 
 
-def flops_per_token(config: ModelConfig, vocab_size: int, context: int) -> int:
+def flops_per_token(config: AnyModelConfig, vocab_size: int, context: int) -> int:
     """Model FLOPs of a training step per token, forward and backward (recomputation not counted)."""
     return training_flops(matmuls(config, vocab_size, context))

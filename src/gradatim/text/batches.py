@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -41,19 +41,21 @@ class Source:
 class Batch:
     """What one step trains on."""
 
-    ids: Int[Tensor, "b t"]
-    targets: Int[Tensor, "b p"]
+    ids: Int[Tensor, "b *c t"]
+    """Of choices, a row for each: ``[b c t]``."""
+    targets: Int[Tensor, "b *c p"]
     """The token after each id (p = t), or at ``positions``; -100 where nothing is to be learned."""
     fresh: bool = True
     """Whether a model that carries its state starts anew here."""
-    segments: Int[Tensor, "b t"] | None = None
+    segments: Int[Tensor, "b *c t"] | None = None
     """0 for the first sentence of a pair and what belongs to it, 1 for the second."""
-    lengths: Int[Tensor, " b"] | None = None
+    lengths: Int[Tensor, " b *c"] | None = None
     """How many tokens of each row are text; what follows is padding. None where there is none."""
     positions: Int[Tensor, "b p"] | None = None
     """Where in the row the targets are, if not at every token."""
-    labels: Int[Tensor, " b"] | None = None
-    """What is to be said of each row; -100 where nothing is."""
+    labels: Shaped[Tensor, " b *l"] | None = None
+    """What is to be said of each row (a number, of regressions a real one; the ends of a span), or of each token;
+    -100 where nothing is."""
     source: Source | None = None
     """What each row translates, where the text is pairs."""
 

@@ -22,10 +22,13 @@ from gradatim.text.batches import Batch, Streams, Windows
 from gradatim.text.masked_rows import MaskedRows
 from gradatim.text.masking import most_blanks
 from gradatim.text.pair_batches import PairBatches, held_out_batches
-from gradatim.text.prepare import Prepared
+from gradatim.text.prepare_task import AnyPrepared, PreparedTask
+from gradatim.text.task_rows import TaskRows
 
 VALID_TOKENS = 4096
 """Tokens a side of the pairs that are judged at once, padding included."""
+VALID_ROWS = 32
+"""Rows of a task that are judged at once."""
 
 
 class Rows(Protocol):
@@ -46,8 +49,10 @@ class Rows(Protocol):
 Feed = Rows | Streams | PairBatches
 
 
-def rows_of(config: RunConfig, prepared: Prepared) -> Rows | PairBatches:
+def rows_of(config: RunConfig, prepared: AnyPrepared) -> Rows | PairBatches:
     """The rows that a run trains on, which replicas may share."""
+    if isinstance(prepared, PreparedTask):
+        return TaskRows(prepared.parts["train"], prepared.tokenizer, config, training=True)
     if isinstance(config.model, (TranslateLmConfig, Seq2SeqConfig, TransformerConfig)):
         return PairBatches(
             prepared.sources["train"], prepared.train, prepared.tokenizer.boundary, config.context,
@@ -58,9 +63,10 @@ def rows_of(config: RunConfig, prepared: Prepared) -> Rows | PairBatches:
     return Windows(prepared.train, config.context, config.global_batch, config.seed, config.data.packing)
 
 
-def feed_of(config: RunConfig, prepared: Prepared) -> Feed:
+def feed_of(config: RunConfig, prepared: AnyPrepared) -> Feed:
     """The batches that a run trains on."""
     if isinstance(config.model, RecurrentConfig):
+        assert not isinstance(prepared, PreparedTask)
         return Streams(prepared.train, config.context, config.global_batch)
     return rows_of(config, prepared)
 
@@ -81,19 +87,21 @@ def steps_per_epoch(feed: Feed) -> float:
 
 
 def notes_of(feed: Feed, config: RunConfig) -> tuple[str, ...]:
-    """What is to be said of text that is not trained on: pairs that do not fit."""
+    """What is to be said of text that is not trained on: pairs and rows that do not fit."""
+    if isinstance(feed, TaskRows):
+        return feed.notes()
     many = feed.left_out if isinstance(feed, PairBatches) else 0
     return (f"{many:,} pairs are longer than the context ({config.context}) and left out",) if many else ()
 
 
-def source_vocabulary(prepared: Prepared) -> int | None:
+def source_vocabulary(prepared: AnyPrepared) -> int | None:
     """The size of a translator's source vocabulary; None where there are no pairs."""
     return None if prepared.source_tokenizer is None else prepared.source_tokenizer.vocab_size
 
 
-def masked_rows(config: RunConfig, prepared: Prepared, split: str) -> MaskedRows:
+def masked_rows(config: RunConfig, prepared: AnyPrepared, split: str) -> MaskedRows:
     """Rows with blanks out of ``train``, ``valid`` or ``test``."""
-    assert isinstance(config.model, BertConfig)
+    assert isinstance(config.model, BertConfig) and not isinstance(prepared, PreparedTask)
     file = getattr(prepared, split)
     return MaskedRows(
         file, prepared.tokenizer, config.model, config.context, config.global_batch, config.seed, config.data.packing
@@ -116,11 +124,14 @@ def empty_batch(config: RunConfig, rows: int) -> Batch:
     )  # fmt: skip
 
 
-def validation_rows(config: RunConfig, prepared: Prepared) -> Iterable[Batch]:
-    """What a model that fills in blanks or translates is judged on while it trains: always the same rows.
+def validation_rows(config: RunConfig, prepared: AnyPrepared) -> Iterable[Batch]:
+    """What a model that fills in blanks, translates or answers is judged on while it trains: always the same rows.
 
     Pairs are those that fit the context.
     """
+    if isinstance(prepared, PreparedTask):
+        rows = TaskRows(prepared.parts["valid"], prepared.tokenizer, config, training=False)
+        return (batch for _, batch in rows.every(VALID_ROWS, config.evaluation.tokens))
     if prepared.source_tokenizer is not None:
         assert prepared.valid is not None
         return held_out_batches(

@@ -106,7 +106,7 @@ def _table(name: str, split: str, data: DataConfig, tally: Tally) -> Iterator[Pa
         yield from ((pair[places[0]], pair[places[1]]) for pair in embedded_pairs(name)[split])
         return
     if name.startswith("hf:"):
-        rows: Iterator[tuple[str, Any]] = ((name, row) for row in _hugging_face(name, split))
+        rows: Iterator[tuple[str, Any]] = ((name, row) for row in hugging_face_rows(name, split))
         yield from (_cells(row, languages, where, tally) for where, row in rows)
         return
     files = files_of(name)
@@ -118,7 +118,7 @@ def _table(name: str, split: str, data: DataConfig, tally: Tally) -> Iterator[Pa
         if path.name.endswith((".jsonl", ".jsonl.gz")):
             yield from (_cells(row, languages, where, tally) for where, row in json_rows(path, tally))
         elif path.suffix == ".parquet":
-            yield from (_cells(row, languages, str(path), tally) for row in _parquet(path))
+            yield from (_cells(row, languages, str(path), tally) for row in parquet_rows(path))
         else:
             yield from _tabs(path, data.columns, languages, tally)
 
@@ -155,7 +155,8 @@ def _cells(row: Any, languages: Pair, where: str, tally: Tally) -> Pair:
     return mend(str(found[0]), tally), mend(str(found[1]), tally)
 
 
-def _parquet(path: Path) -> Iterator[Any]:
+def parquet_rows(path: Path) -> Iterator[Any]:
+    """The rows of a .parquet file. Raises DataError where it is none."""
     parquet = package("pyarrow.parquet", "hf")
     try:
         file = parquet.ParquetFile(path)
@@ -166,7 +167,7 @@ def _parquet(path: Path) -> Iterator[Any]:
         yield from batch.to_pylist()
 
 
-def _hugging_face(name: str, split: str) -> Iterator[Any]:
+def hugging_face_rows(name: str, split: str) -> Iterator[Any]:
     """``hf:NAME``, ``hf:NAME:CONFIG`` or ``hf:NAME:CONFIG:SPLIT``."""
     datasets = package("datasets", "hf")
     parts = name.removeprefix("hf:").split(":")

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 
 from gradatim.config.settings import RunConfig
+from gradatim.config.tuned import is_frozen, model_of
 from gradatim.errors import CheckpointError
 from gradatim.evaluate.likelihood import Stopped, log_probs
 from gradatim.models import build_model
@@ -24,7 +25,7 @@ from gradatim.objectives import objective_of
 from gradatim.objectives.next_token import NextToken
 from gradatim.text.feed import Feed, feed_of, notes_of, source_vocabulary, steps_per_epoch, validation_rows
 from gradatim.text.order import derive
-from gradatim.text.prepare import Prepared
+from gradatim.text.prepare_task import AnyPrepared, PreparedTask
 from gradatim.train.checkpoint import Checkpoint, newest_valid, save_checkpoint
 from gradatim.train.manifest import Manifest
 from gradatim.train.optimizer import build_optimizer, clip_gradients, gradient_norm, set_learning_rate
@@ -110,6 +111,11 @@ class Engine(Protocol):
         ...
 
 
+def label_count(prepared: AnyPrepared) -> int:
+    """How many labels a task's head tells apart."""
+    return len(prepared.labels) if isinstance(prepared, PreparedTask) else 0
+
+
 def mean_of_terms(sums: dict[str, float], counts: dict[str, int]) -> tuple[float, dict[str, float]]:
     """The loss, each term divided by its count; and, where there are several, the mean of each by name."""
     means = {name: sums[name] / count for name, count in counts.items() if count}
@@ -121,18 +127,21 @@ class SerialEngine:
 
     leads, world = True, 1
 
-    def __init__(self, config: RunConfig, prepared: Prepared) -> None:
+    def __init__(self, config: RunConfig, prepared: AnyPrepared) -> None:
         self.config, self.prepared = config, prepared
         self.where = device()
         self.model = build_model(
-            config.model, prepared.tokenizer.vocab_size, config.context, config.seed, source_vocabulary(prepared)
-        )
+            model_of(config, label_count(prepared)), prepared.tokenizer.vocab_size, config.context, config.seed,
+            source_vocabulary(prepared),
+        )  # fmt: skip
         self.model.to(self.where, weight_dtype(config.precision)).train()
         if config.layout.recompute != "none":
             self.model.set_recompute(config.layout.recompute)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(not is_frozen(name, config.task))
         self.weights = list(self.model.parameters())
         self.parameters = self.model.parameter_count()
-        self.optimizer = build_optimizer(self.model, config.optimizer)
+        self.optimizer = build_optimizer(self.model, config.optimizer, config.task)
         self.objective = objective_of(config)
         self.batches: Feed = feed_of(config, prepared)
         self.notes = notes_of(self.batches, config)
@@ -195,7 +204,7 @@ class SerialEngine:
             with arithmetic(self.config.precision, self.where):
                 if not isinstance(self.objective, NextToken):
                     return self._valid_rows(stop)
-                assert isinstance(self.model, NeuralLanguageModel)
+                assert isinstance(self.model, NeuralLanguageModel) and not isinstance(self.prepared, PreparedTask)
                 tokens = self.prepared.valid.tokens[: self.config.evaluation.tokens]
                 found = log_probs(
                     self.model, tokens, self.prepared.tokenizer.boundary, self.config.context, VALID_ROWS, stop
@@ -206,7 +215,7 @@ class SerialEngine:
 
     @torch.no_grad()
     def _valid_rows(self, stop: Callable[[], bool]) -> float:
-        """The objective's own loss, of models that fill in blanks or translate."""
+        """The objective's own loss, of models that fill in blanks, translate or answer."""
         sums, counts = dict.fromkeys(self.objective.names, 0.0), dict.fromkeys(self.objective.names, 0)
         for batch in validation_rows(self.config, self.prepared):
             if stop():

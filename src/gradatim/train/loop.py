@@ -20,12 +20,13 @@ import torch
 from gradatim.config import config_to_yaml
 from gradatim.config.grid import layout_text
 from gradatim.config.settings import NgramConfig, RunConfig
+from gradatim.config.tuned import model_of
 from gradatim.errors import CheckpointError, DataError, Interrupted, LaunchError, NonFiniteError, Problem
 from gradatim.evaluate.likelihood import Stopped
 from gradatim.shapes import flops_per_token
-from gradatim.text.prepare import Prepared, prepare
-from gradatim.train.checkpoint import Checkpoint, cannot_resume, prune, remove_leftovers
-from gradatim.train.engine import Engine, SerialEngine
+from gradatim.text.prepare_task import AnyPrepared, PreparedTask, prepare_run
+from gradatim.train.checkpoint import Checkpoint, cannot_resume, list_checkpoints, prune, remove_leftovers
+from gradatim.train.engine import Engine, SerialEngine, label_count
 from gradatim.train.manifest import Manifest
 from gradatim.train.metrics import MetricsLog, NoLog, Progress
 from gradatim.train.precision import device, peak_flops
@@ -88,6 +89,7 @@ def train(
         if mesh is None or mesh.world == 1:
             with _opened(config, directory, resume, say) as (run, prepared):
                 if isinstance(config.model, NgramConfig):
+                    assert not isinstance(prepared, PreparedTask)
                     from gradatim.train.counting import count
 
                     return count(config, run, prepared, say)
@@ -100,7 +102,7 @@ def train(
                 run, prepared = opened.enter_context(_opened(config, directory, resume, say))
             everybody(mesh)  # until the first rank has prepared the text and made the directory
             if mesh.rank != 0:
-                run, prepared, say = Run.open(directory), prepare(config.data), _nothing
+                run, prepared, say = Run.open(directory), prepare_run(config), _nothing
             trainer = Trainer(config, run, prepared, say, LayoutEngine(config, prepared, mesh, run.directory / "logs"))
             return trainer.train()
 
@@ -108,7 +110,7 @@ def train(
 @contextlib.contextmanager
 def _opened(
     config: RunConfig, directory: Path, resume: bool, say: Callable[[str], None]
-) -> Iterator[tuple[Run, Prepared]]:
+) -> Iterator[tuple[Run, AnyPrepared]]:
     """Lock a run's directory, made if need be, with its text prepared."""
     run = Run(directory)
     if run.exists and not resume:
@@ -130,20 +132,24 @@ def _opened(
                     f"steps were {run.config.steps} and are {config.steps} now: the {config.optimizer.schedule} rate "
                     "follows the new number from here on, so this is not the run that had that length from its start"
                 )
-        prepared = prepare(config.data, say=say)
+        prepared = prepare_run(config, say)
         fresh = not run.exists
         if fresh:
             Run.create(directory, config, prepared.tokenizer, prepared.source_tokenizer)
             if "languages" in prepared.report:
                 run.remember_languages(prepared.report["languages"])
+            if isinstance(prepared, PreparedTask):
+                run.remember_labels(prepared.labels)
         elif run.tokenizer.fingerprint != prepared.tokenizer.fingerprint:
             raise data_changed(directory / "tokenizer.json")
         else:
             (directory / "config.yaml").write_text(config_to_yaml(config), encoding="utf-8")
         try:
             yield run, prepared
-        except DataError:
-            if fresh:  # refused before the first step: no run may stand in the way of the mended command
+        except (DataError, CheckpointError):
+            if fresh and not list_checkpoints(
+                run.checkpoints
+            ):  # refused before the first step: no run may stand in the way of the mended command
                 (directory / "config.yaml").unlink()
             raise
 
@@ -159,14 +165,15 @@ class Trainer:
         self,
         config: RunConfig,
         run: Run,
-        prepared: Prepared,
+        prepared: AnyPrepared,
         say: Callable[[str], None],
         engine: Engine,
     ) -> None:
         self.config, self.run, self.prepared, self.say, self.engine = config, run, prepared, say, engine
         self.counters = Counters()
         self.failed_saves = 0
-        self.flops = flops_per_token(config.model, prepared.tokenizer.vocab_size, config.context)
+        self.model = model_of(config, label_count(prepared))
+        self.flops = flops_per_token(self.model, prepared.tokenizer.vocab_size, config.context)
 
     # ------------------------------------------------------------------ the loop
 
@@ -274,7 +281,12 @@ class Trainer:
         row["valid_loss"] = loss
         counters.judged(loss)
         best = math.nan if counters.best is None else counters.best
-        progress.note(f"step {counters.step}  validation loss {loss:.4f} nats per token (best {best:.4f})")
+        progress.note(f"step {counters.step}  validation loss {loss:.4f} {self._unit()} (best {best:.4f})")
+
+    def _unit(self) -> str:
+        """What the validation loss is counted in."""
+        rows = {"regress": "squared, of rows", "tag": "nats per word", "none": "nats per token"}
+        return rows.get(self.config.task.kind, "nats per row")
 
     def valid_loss(self, stop: Callable[[], bool] = lambda: False) -> float:
         """Nats per validation token."""
@@ -359,9 +371,11 @@ class Trainer:
         if source is None:
             return
         weights = open_weights(Path(source))
-        self.engine.start_from(Start(weights, self.config, self.prepared.tokenizer, self.prepared.source_tokenizer))
+        labels = self.prepared.labels if isinstance(self.prepared, PreparedTask) else ()
+        start = Start(weights, self.config, self.prepared.tokenizer, self.prepared.source_tokenizer, self.model, labels)
+        self.engine.start_from(start)
         self.say(f"starting from the weights of {source}")
-        for name in weights.absent:
+        for name in start.drawn:
             self.say(f"{source} has no {name}: it is drawn anew")
 
     def _layouts(self, manifest: Manifest) -> str:

@@ -8,24 +8,34 @@ import torch
 from torch import Tensor, nn
 
 from gradatim.config.settings import OptimizerConfig
+from gradatim.config.settings_task import TaskConfig
+from gradatim.config.tuned import share_of_rate
 from gradatim.train.learning_rate import learning_rate
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Fused AdamW over two groups: matrices and embeddings decay towards zero, biases and norms do not."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+def build_optimizer(model: nn.Module, config: OptimizerConfig, task: TaskConfig | None = None) -> torch.optim.AdamW:
+    """Fused AdamW over two groups: matrices and embeddings decay towards zero, biases and norms do not.
+
+    Under a task's layer-wise rates there are two for each layer, with its ``share`` of the rate.
+    """
+    layers = len(getattr(model, "blocks", ()))
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {(True, 1.0): [], (False, 1.0): []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            share = 1.0 if task is None else share_of_rate(name, task, layers)
+            groups.setdefault((parameter.dim() >= 2, share), []).append(parameter)
+    listed = [
+        {"params": held, "weight_decay": config.weight_decay if decays else 0.0, "share": share}
+        for (decays, share), held in groups.items()
     ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    return torch.optim.AdamW(listed, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, config: OptimizerConfig, steps: int, step: int) -> float:
-    """Write the rate of this step into the optimizer, and return it."""
+    """Write the rate of this step into the optimizer, and return it; each group takes its share."""
     rate = learning_rate(config, steps, step)
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["share"]
     return rate
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from gradatim.config import config_to_yaml, load_config
 from gradatim.config.describe import scalar_text
 from gradatim.config.settings import BertConfig, NgramConfig, RunConfig
+from gradatim.config.tuned import model_of
 from gradatim.errors import CheckpointError, ConfigError, DataError, LaunchError, Problem
 from gradatim.models import build_model
 from gradatim.models.neural import NeuralLanguageModel, NeuralModel
@@ -40,8 +41,8 @@ from gradatim.train.precision import device, weight_dtype
 
 MAY_CHANGE = ("steps", "layout", "cluster", "evaluation", "checkpoint", "track", "compile", "max_skipped_steps")
 """Settings that a resumed run may change; all others define its training."""
-SOURCE_TOKENIZER, LANGUAGES = "source-tokenizer.json", "languages.json"
-"""Of translation runs: the source's own tokenizer, and words by which to tell the languages."""
+SOURCE_TOKENIZER, LANGUAGES, LABELS = "source-tokenizer.json", "languages.json", "labels.json"
+"""Of translation runs: the source's own tokenizer, and words by which to tell the languages; of a task, its labels."""
 MODEL = "model/"
 """Prefix of parameters in a checkpoint."""
 
@@ -112,6 +113,28 @@ class Run:
         text = json.dumps(languages, ensure_ascii=False)
         (self.directory / LANGUAGES).write_text(text + "\n", encoding="utf-8")
 
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """Of a task's run: what the numbers of classes mean; none of other runs.
+
+        Raises:
+            CheckpointError: labels.json is missing or damaged.
+        """
+        if self.config.task.kind not in ("classify", "tag", "span"):
+            return ()
+        path = self.directory / LABELS
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))["labels"]
+        except (OSError, ValueError, KeyError, TypeError):
+            what = "the labels of this run cannot be read, so nobody knows what its answers mean"
+            raise CheckpointError(Problem(where=str(path), what=what, attempt="restore it from a copy")) from None
+        return tuple(map(str, found))
+
+    def remember_labels(self, labels: tuple[str, ...]) -> None:
+        """Keep a task's labels beside the tokenizer."""
+        text = json.dumps({"labels": labels}, ensure_ascii=False)
+        (self.directory / LABELS).write_text(text + "\n", encoding="utf-8")
+
     # ------------------------------------------------------------------ opening and creating
 
     @staticmethod
@@ -164,7 +187,7 @@ class Run:
         if not directory.is_dir():
             return directory.exists()
         # Creating a run may have been interrupted.
-        ours = {"lock", "checkpoints", "logs", "env.json", "tokenizer.json", SOURCE_TOKENIZER, LANGUAGES}
+        ours = {"lock", "checkpoints", "logs", "env.json", "tokenizer.json", SOURCE_TOKENIZER, LANGUAGES, LABELS}
         return not self.exists and any(inner.name not in ours for inner in directory.iterdir())
 
     @property
@@ -253,8 +276,10 @@ class Run:
             ConfigError: the run's model does not read from left to right, so it continues no text.
         """
         config = self.config
+        if config.task.kind != "none":
+            raise no_language_model(self.directory, f"task {config.task.kind}")
         if isinstance(config.model, BertConfig):
-            raise no_language_model(self.directory, config.model.kind)
+            raise no_language_model(self.directory, f"kind {config.model.kind}")
         if isinstance(config.model, NgramConfig):
             from gradatim.models.ngram import NgramModel
 
@@ -270,7 +295,7 @@ class Run:
         """The trained network, in evaluation mode on its device; arguments as for ``model``."""
         checkpoint, config = self._verified(which, say), self.config
         model = build_model(
-            config.model, self.tokenizer.vocab_size, config.context,
+            model_of(config, len(self.labels)), self.tokenizer.vocab_size, config.context,
             source_vocab_size=self.source_tokenizer.vocab_size,
         ).to(weight_dtype(config.precision))  # fmt: skip
         load_weights(model, self._tensors(checkpoint, average), checkpoint.folder)
@@ -391,10 +416,12 @@ def new_directory(name: str, root: Path = Path("runs")) -> Path:
 
 
 def no_language_model(where: Path, kind: str) -> ConfigError:
-    """The refusal to have a model continue or score text that reads both sides of a word."""
-    what = "this model fills in blanks; it does not read from left to right, so it neither continues nor scores text"
-    attempt = f"gradatim evaluate {where}, or a run of another kind"
-    return ConfigError(Problem(where=str(where), what=what, got=f"kind {kind}", attempt=attempt))
+    """The refusal to have a model continue or score text that is made for something else."""
+    what, attempt = "this model fills in blanks; it does not read from left to right", f"gradatim evaluate {where}"
+    if kind.startswith("task"):
+        what, attempt = "this model was tuned to answer", f"gradatim predict {where} FILE"
+    what, attempt = f"{what}, so it neither continues nor scores text", f"{attempt}, or a run of another kind"
+    return ConfigError(Problem(where=str(where), what=what, got=kind, attempt=attempt))
 
 
 def not_writable(directory: Path, error: OSError) -> LaunchError:

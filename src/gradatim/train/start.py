@@ -14,15 +14,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gradatim.config.derived import OF_TRAINING
 from gradatim.config.settings import ModelConfig, RunConfig
+from gradatim.config.tuned import AnyModelConfig, TunedConfig
 from gradatim.errors import CheckpointError, Problem
 from gradatim.shapes import VOCAB, parameters
 from gradatim.text.tokenizer import Tokenizer, load_tokenizer
 from gradatim.train.run_directory import MODEL, Run
-
-FREE = ("dropout", "vocab_multiple", "embedding_dropout", "weight_drop", "masked", "whole_words", "pairs", "short",
-        "attention_dropout", "label_smoothing", "loss_on")  # fmt: skip
-"""Settings of a model that may differ: they are of its training, or of how it is stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +39,8 @@ class Weights:
     """Parameters that the source may lack and does: they are drawn."""
     read: Callable[[str], Tensor]
     """A whole parameter by its name."""
+    head: tuple[str, tuple[str, ...]] = ("none", ())
+    """What the head was tuned for: the task's kind and its labels."""
 
 
 def open_weights(path: Path) -> Weights:
@@ -57,7 +57,7 @@ def open_weights(path: Path) -> Weights:
         return Weights(
             str(path), run.config.model, run.tokenizer.fingerprint, run.source_tokenizer.fingerprint,
             path / "tokenizer.json", shapes, (),
-            lambda name: checkpoint.read(MODEL + name),
+            lambda name: checkpoint.read(MODEL + name), (run.config.task.kind, run.labels),
         )  # fmt: skip
     if not (path / "config.json").is_file():
         what = "there is neither a run nor a Hugging Face directory"
@@ -77,16 +77,37 @@ def open_weights(path: Path) -> Weights:
 class Start:
     """The weights of a run that is to begin, each of the shape that its model has.
 
+    A task's head is taken only from a run of that task with the same labels; else it is drawn, and what the source has
+    for other purposes is left.
+
+    Args:
+        weights: of the source.
+        config: of the run.
+        tokenizer: of the run.
+        source_tokenizer: of a translation run.
+        model: what its network is built from, where that is not the config's model alone.
+        labels: of a task.
+
     Raises:
         CheckpointError: they are of another model or tokenizer, with everything that differs.
     """
 
     def __init__(
-        self, weights: Weights, config: RunConfig, tokenizer: Tokenizer, source_tokenizer: Tokenizer | None = None
-    ) -> None:
+        self, weights: Weights, config: RunConfig, tokenizer: Tokenizer, source_tokenizer: Tokenizer | None = None,
+        model: AnyModelConfig | None = None, labels: tuple[str, ...] = (),
+    ) -> None:  # fmt: skip
         self.weights, words = weights, tokenizer.vocab_size
         source_words = words if source_tokenizer is None else source_tokenizer.vocab_size
-        self.shapes = {shape.name: shape for shape in parameters(config.model, words, config.context, source_words)}
+        model = model or config.model
+        self.shapes = {shape.name: shape for shape in parameters(model, words, config.context, source_words)}
+        tuned = isinstance(model, TunedConfig)
+        same = weights.head == (config.task.kind, labels)
+        drawn = [name for name in self.shapes if name.startswith("head.classifier.") and not same]
+        drawn += [name for name in self.shapes if name.startswith("head.pooler.") and name not in weights.shapes]
+        self.drawn = tuple(dict.fromkeys([*weights.absent, *drawn])) if tuned else weights.absent
+        """What the source has not: it stays as it was drawn."""
+        self.left = tuned
+        """Whether the source may have a head of another purpose."""
         self.words = {name: source_words if name.startswith("source_embed.") else words for name in self.shapes}
         problems = [
             *_other_settings(weights, config.model), *_other_tokenizer(weights, tokenizer, source_tokenizer),
@@ -98,7 +119,7 @@ class Start:
     def _other_shapes(self) -> Iterator[Problem]:
         where, attempt = self.weights.where, "is it of another model?"
         for name, shape in self.shapes.items():
-            if name in self.weights.absent:
+            if name in self.drawn:
                 continue
             if name not in self.weights.shapes:
                 yield Problem(where=where, what=f"there is no parameter {name}", attempt=attempt)
@@ -110,6 +131,8 @@ class Start:
                 what, got = f"{name} has another shape", str(list(found))
                 yield Problem(where=where, what=what, got=got, allowed=str([least, *wanted[1:]]), attempt=attempt)
         for name in self.weights.shapes.keys() - self.shapes.keys():
+            if self.left and name.startswith("head."):
+                continue
             yield Problem(where=where, what=f"the model has no parameter {name}", attempt=attempt)
 
     def _cut(self, name: str) -> bool:
@@ -118,7 +141,7 @@ class Start:
 
     def read(self, name: str, offset: tuple[int, ...], local: tuple[int, ...]) -> Tensor | None:
         """A rectangle of a parameter; None where the source has none, so that what was drawn stays."""
-        if name in self.weights.absent:
+        if name in self.drawn:
             return None
         tensor, rows = self.weights.read(name), self.shapes[name].shape[0]
         if self.shapes[name].split == VOCAB:
@@ -137,7 +160,7 @@ def _other_settings(weights: Weights, config: ModelConfig) -> Iterator[Problem]:
         theirs.pop("rope_theta", None)
         ours.pop("rope_theta", None)
     for name in sorted(theirs.keys() | ours.keys()):
-        if name not in FREE and theirs.get(name) != ours.get(name):
+        if name not in OF_TRAINING and theirs.get(name) != ours.get(name):
             what = "the weights are of a model with another setting"
             got, allowed = str(ours.get(name)), str(theirs.get(name))
             attempt = f"--model.{name} {allowed}"

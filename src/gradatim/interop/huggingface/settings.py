@@ -1,15 +1,17 @@
-"""``config.json`` of GPT-2, Llama and BERT from and to our settings, nothing passed over that changes a number."""
+"""``config.json`` of GPT-2, Llama and BERT from and to our settings, no number passed over. No torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gradatim.config.derived import feed_forward_width
 from gradatim.config.settings import BertConfig, GptConfig, ModelConfig
 from gradatim.errors import ConfigError, DataError, Problem
-from gradatim.interop.huggingface.names import Architecture
+
+if TYPE_CHECKING:
+    from gradatim.interop.huggingface.names import Architecture
 
 ARCHITECTURES: tuple[Architecture, ...] = ("gpt2", "llama", "bert")
 TANH_GELU = ("gelu_new", "gelu_pytorch_tanh")

@@ -1,0 +1,63 @@
+"""The head of a Transformer that is fine-tuned: one linear layer over the vectors of the last block.
+
+a row, GPT     W norm(h_last)                          Radford et al. 2018, equation 3; last is the closing token
+a row, BERT    W tanh(Q h_0 + q) + w                   Devlin et al. 2018, section 4; h_0 stands at [CLS]
+each token     W norm(h_i) + w  (BERT: W h_i + w)      labels of words; the ends of a span (two rows of W)
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from gradatim.models.layers.embedding import WholeSequence
+from gradatim.models.layers.linear import Linear
+from gradatim.models.layers.output import Output
+
+
+class TaskHead(nn.Module):
+    """Norm (GPT) or pooler (BERT, of rows), dropout, linear layer; and the output matrix of an auxiliary loss.
+
+    Args:
+        width: of the vectors.
+        outputs: numbers for each row or token.
+        of_rows: whether it speaks of rows, else of tokens.
+        norm: GPT's last one.
+        pooler: whether a row's vector is BERT's, from the first position; else it is the last one's.
+        bias: of the linear layer.
+        dropout: before the linear layer.
+        output: the output matrix, where next tokens are predicted as well.
+    """
+
+    def __init__(
+        self, width: int, outputs: int, *, of_rows: bool, norm: nn.Module | None, pooler: bool, bias: bool,
+        dropout: float, output: Output | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.whole = WholeSequence()
+        self.norm = norm
+        self.pooler = Linear(width, width) if pooler else None
+        self.classifier = Linear(width, outputs, bias=bias)
+        self.output = output
+        self.of_rows, self.dropout = of_rows, dropout
+
+    def forward(self, hidden: Float[Tensor, "b t d"], lengths: Int[Tensor, " b"]) -> Float[Tensor, "b *t o"]:
+        """Scores of whole rows, ``[b o]``, or of their tokens, ``[b t o]``; ``lengths`` counts each row's tokens."""
+        x = hidden
+        if self.pooler is not None:
+            x = torch.tanh(self.pooler(hidden[:, 0]))
+        elif self.of_rows:
+            x = hidden[torch.arange(len(hidden), device=hidden.device), (lengths - 1).clamp(min=0)]
+        if self.norm is not None:
+            x = self.norm(x)
+        if self.dropout:
+            x = F.dropout(x, self.dropout, self.training)
+        y: Tensor = self.classifier(x)
+        return y
+
+    def next_token_nll(self, hidden: Float[Tensor, "b t d"], targets: Int[Tensor, "b t"]) -> Float[Tensor, ""]:
+        """Sum of -log p(target) in nats over the targets that are not -100."""
+        assert self.output is not None and self.norm is not None
+        return self.output.nll(self.norm(hidden), targets)
