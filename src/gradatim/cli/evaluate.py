@@ -78,7 +78,7 @@ def command(
         if stride is not None:
             what = "this model reads rows, not windows that advance"
             raise ConfigError(Problem(where="--stride", what=what, attempt="leave --stride out"))
-        judged = _task(opened, checkpoint, text, average)
+        judged = judge_task(opened, checkpoint, text, average)
         emit(judged, as_json, lambda: _answers(judged))
         return
     if opened.config.model.kind == "bert":
@@ -115,17 +115,17 @@ def _answers(facts: dict[str, Any]) -> list[str | Table]:
     return [*tables, "", Table(columns, [list(row.values()) for row in rows])] if rows else tables
 
 
-def _task(run: Run, checkpoint: str, text: str | None, average: int) -> dict[str, Any]:
+def judge_task(run: Run, checkpoint: str, text: str | None, average: int) -> dict[str, Any]:
     """The figures of a model that was tuned for a task: on a table, or the run's test rows, or its validation rows."""
     from gradatim.cli.runs import open_tuned
     from gradatim.text.examples import examples
     from gradatim.text.prepare_task import unseen
     from gradatim.text.sources import Tally
-    from gradatim.text.table import table_rows
+    from gradatim.text.table import names_of, table_rows
 
     data, tally = run.config.data, Tally()
-    split = "test" if text is not None or data.test else "valid"
-    names = (text,) if text is not None else getattr(data, split)
+    split = "test" if text is not None or names_of(data, "test") else "valid"
+    names = (text,) if text is not None else names_of(data, split)
     if not names:
         raise DataError(Problem(where=str(run.directory), what="the run has neither test nor validation rows",
                                 attempt="--text FILE"))  # fmt: skip

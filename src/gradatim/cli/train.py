@@ -17,6 +17,7 @@ import click
 
 from gradatim.cli.auto import nproc_option, settled
 from gradatim.cli.output import Table, Verb, emit, json_option, overrides_argument, say
+from gradatim.cli.seeds import read_seeds, seeds_table, train_seeds
 from gradatim.cli.starting import source_model
 from gradatim.config import load
 from gradatim.config.derived import world_size
@@ -37,12 +38,16 @@ PATIENCE = 3.0
     "--run", "directory", type=click.Path(path_type=Path), help="Where the run is kept [a new one under runs/]."
 )
 @click.option("--resume", is_flag=True, help="Continue the run in --run; starts afresh where it has no checkpoint.")
+@click.option(
+    "--seeds", "seeds_text", metavar="N,N", help="Train under each seed in a folder of its own; mean and deviation."
+)
 @nproc_option
 @overrides_argument
 @json_option
 def command(
-    recipe: str, directory: Path | None, resume: bool, nproc: str | None, overrides: dict[str, str], as_json: bool
-) -> None:
+    recipe: str, directory: Path | None, resume: bool, seeds_text: str | None, nproc: str | None,
+    overrides: dict[str, str], as_json: bool,
+) -> None:  # fmt: skip
     """Train RECIPE, a packaged recipe or a YAML file.
 
     Any field of the config is an option, as in ``--model.d_model 384 --steps 500``. Under torchrun, two dashes keep it
@@ -59,6 +64,10 @@ def command(
             tell(f"note: {note}")
         if resume and directory is None:
             raise ConfigError(Problem(where="--resume", what="which run is to go on?", attempt="--run DIR --resume"))
+        seeds = None if seeds_text is None else read_seeds(seeds_text)
+        if seeds is not None and (place is not None or "seed" in overrides):
+            what = "ranks that are there already make one run" if place is not None else "the seed is given twice"
+            raise ConfigError(Problem(where="--seeds", what=what, attempt="--seed N, run by run"))
     with _one_voice(place, everywhere=True):
         if place is not None:
             refuse_other_world(config.layout, place)
@@ -69,20 +78,36 @@ def command(
 
     def choose() -> tuple[Path, RunConfig]:
         """The run's directory, and the settings that a run which goes on keeps."""
-        chosen = directory or new_directory(Path(recipe).stem)
+        return kept(config, directory or new_directory(Path(recipe).stem))
+
+    def kept(config: RunConfig, chosen: Path) -> tuple[Path, RunConfig]:
         if not resume or not Run(chosen).exists:
             return chosen, config
         # --steps shortens a warm-up that was not asked for; a run that goes on keeps the one it began with.
-        kept = {
+        began = {
             name: getattr(Run(chosen).config.optimizer, name)
             for name in ("warmup", "decay_steps")
             if f"optimizer.{name}" not in overrides
         }
-        for name, value in kept.items():
+        for name, value in began.items():
             if value != getattr(config.optimizer, name):
                 say(f"the run keeps optimizer.{name} {value}, with which it began")
-        return chosen, replace(config, optimizer=replace(config.optimizer, **kept))
+        return chosen, replace(config, optimizer=replace(config.optimizer, **began))
 
+    def here(config: RunConfig, directory: Path) -> TrainResult:
+        """A run of this process, or of workers that it starts."""
+        directory, config = kept(config, directory)
+        say(f"run directory: {directory}")
+        if world_size(config.layout) == 1:
+            return train(config, directory, resume=resume, say=say)
+        from gradatim.parallel.run import run_training
+
+        return run_training(config, directory, resume, say)
+
+    if seeds is not None:
+        found = train_seeds(config, directory or new_directory(Path(recipe).stem), seeds, here)
+        emit(found, as_json, lambda: seeds_table(found))
+        return
     result: TrainResult | None
     if place is not None and place.world > 1:
         from gradatim.parallel.run import join_training
@@ -91,14 +116,7 @@ def command(
         if result is None:  # the first rank answers
             return
     else:
-        directory, config = choose()
-        say(f"run directory: {directory}")
-        if world_size(config.layout) == 1:
-            result = train(config, directory, resume=resume, say=say)
-        else:
-            from gradatim.parallel.run import run_training
-
-            result = run_training(config, directory, resume, say)
+        result = here(config, directory or new_directory(Path(recipe).stem))
 
     def table() -> Table:
         shown = {

@@ -15,7 +15,7 @@ from gradatim.config.describe import scalar_text
 from gradatim.config.nearby import divisors, either, multiples
 from gradatim.config.rules_layout import layout
 from gradatim.config.rules_pairs import PAIR_CORPORA, is_pairs, pairs
-from gradatim.config.rules_task import task
+from gradatim.config.rules_task import TABLES, task
 from gradatim.config.settings import BertConfig, GptConfig, NgramConfig, RecurrentConfig, RunConfig
 from gradatim.errors import Problem
 
@@ -315,7 +315,7 @@ def _data(config: RunConfig, rules: Rules) -> None:
 
 def _evaluation(config: RunConfig, rules: Rules) -> None:
     data = config.data
-    brought = set(data.train) & {*BUILT_IN, *PAIR_CORPORA}
+    brought = set(data.train) & {*BUILT_IN, *PAIR_CORPORA, *TABLES}
     held_out = bool(data.valid or data.valid_source or brought) or data.split == "component"
     rules.require(
         config.evaluation.patience is None or held_out,

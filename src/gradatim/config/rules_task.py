@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 PLAIN = ("python-manual", "installed-docs", "small-english", "phrasebook")
 """Corpora that are no tables."""
+TABLES = ("small-opinions",)
+"""Embedded tables; they bring validation and test rows."""
 
 
 def task(config: RunConfig, rules: Rules) -> None:
@@ -106,9 +108,16 @@ def _columns(own: TaskConfig, rules: Rules) -> None:
 def _tables(config: RunConfig, rules: Rules) -> None:
     plain = [name for split in ("train", "valid", "test") for name in getattr(config.data, split) if name in PLAIN]
     rules.require(
+        config.task.kind == "classify" or not set(config.data.train) & set(TABLES),
+        "data.train task.kind",
+        "these rows have a text and a class",
+        allowed="classify, or other tables",
+        attempt="--task.kind classify",
+    )
+    rules.require(
         not plain,
         "data.train task.kind",
         f"{' '.join(dict.fromkeys(plain))} is plain text, and a task reads tables with labels",
-        allowed=".jsonl, .csv, .tsv, .parquet, or hf:NAME",
+        allowed=f".jsonl, .csv, .tsv, .parquet, hf:NAME, or {', '.join(TABLES)}",
         attempt="--data.train FILE",
     )

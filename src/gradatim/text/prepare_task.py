@@ -22,7 +22,7 @@ from gradatim.errors import DataError, Problem
 from gradatim.text.examples import Answer, Example, examples
 from gradatim.text.prepare import Prepared, prepare, quiet
 from gradatim.text.sources import Tally, files_of
-from gradatim.text.table import table_rows
+from gradatim.text.table import MADE, names_of, table_rows
 from gradatim.text.tokenizer import Ids, Tokenizer, load_tokenizer
 from gradatim.text.vocabulary import train_tokenizer
 
@@ -89,7 +89,7 @@ def prepare_task(config: RunConfig, say: Callable[[str], None] = quiet) -> Prepa
     read: dict[str, list[Example]] = {}
     splits: dict[str, Any] = {}
     for split in SPLITS:
-        names = getattr(data, split)
+        names = names_of(data, split)
         if not names:
             continue
         tally = Tally()
@@ -247,8 +247,8 @@ def _fingerprint(config: RunConfig, tokenizer: Tokenizer) -> str:
     for unread in ("cache", "packing", "tokenizer"):
         del facts[unread]
     state = hashlib.sha256(json.dumps([facts, asdict(config.task), tokenizer.fingerprint]).encode())
-    for name in (name for split in SPLITS for name in getattr(config.data, split) if not name.startswith("hf:")):
-        for path in files_of(name):
+    for name in (name for split in SPLITS for name in getattr(config.data, split)):
+        for path in [] if name in MADE or name.startswith("hf:") else files_of(name):
             with path.open("rb") as file:
                 state.update(str(path).encode() + hashlib.file_digest(file, "sha256").digest())
     return state.hexdigest()

@@ -7,6 +7,7 @@ does not quote. Text is mended, and that counted, as everywhere (``sources.py``)
 from __future__ import annotations
 
 import csv
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,16 @@ from gradatim.text.pairs import hugging_face_rows, parquet_rows
 from gradatim.text.sources import Tally, files_of, json_rows, lines_of, mend
 
 Row = dict[str, Any]
+MADE = {"small-opinions": "gradatim.text.opinions"}
+"""Embedded tables: a module with ``corpus() -> {split: [row, …]}``."""
 LONGEST_CELL = 1 << 24
 """Characters of the longest cell of a .csv file; the library's own limit is shorter than an article."""
+
+
+def names_of(data: DataConfig, split: str) -> tuple[str, ...]:
+    """The tables of a split; embedded ones bring their own validation and test rows where no others are named."""
+    own = all(name in MADE for name in data.train) and not data.valid and not data.test
+    return data.train if own else tuple(getattr(data, split))
 
 
 def table_rows(names: tuple[str, ...], split: str, data: DataConfig, tally: Tally) -> Iterator[tuple[str, Row]]:
@@ -29,6 +38,10 @@ def table_rows(names: tuple[str, ...], split: str, data: DataConfig, tally: Tall
         LaunchError: a package that this kind of source needs is not installed.
     """
     for name in names:
+        if name in MADE:
+            own = importlib.import_module(MADE[name]).corpus()[split]
+            yield from _objects(((f"{name} row {number}", row) for number, row in enumerate(own, start=1)), tally)
+            continue
         if name.startswith("hf:"):
             rows = ((f"{name} row {number}", row) for number, row in enumerate(hugging_face_rows(name, split), start=1))
             yield from _objects(rows, tally)
@@ -36,7 +49,7 @@ def table_rows(names: tuple[str, ...], split: str, data: DataConfig, tally: Tall
         files = files_of(name)
         if not files:
             raise DataError(Problem(where=f"data.{split}", what="there is no such file", got=name,
-                                    allowed="a .jsonl, .csv, .tsv or .parquet file, or hf:NAME",
+                                    allowed=f"a .jsonl, .csv, .tsv or .parquet file, hf:NAME, {', '.join(MADE)}",
                                     attempt="check the path"))  # fmt: skip
         for path in files:
             yield from rows_of_file(path, data.columns, tally)

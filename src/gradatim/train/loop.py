@@ -147,9 +147,8 @@ def _opened(
         try:
             yield run, prepared
         except (DataError, CheckpointError):
-            if fresh and not list_checkpoints(
-                run.checkpoints
-            ):  # refused before the first step: no run may stand in the way of the mended command
+            # Refused before the first step: no run may stand in the way of the mended command.
+            if fresh and not list_checkpoints(run.checkpoints):
                 (directory / "config.yaml").unlink()
             raise
 

@@ -1,0 +1,84 @@
+"""What the workers do for test_tuning.py: steps of fine-tuning under a layout, and what came of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import numpy as np
+from torch import Tensor
+from work_layouts import Parts, mesh_of, pieces
+
+from gradatim.config.settings import BertConfig, GptConfig, LayoutConfig, OptimizerConfig, RunConfig
+from gradatim.config.settings_task import TaskConfig
+from gradatim.parallel.engine import LayoutEngine
+from gradatim.text.prepare_task import Encoded, PreparedTask
+from gradatim.text.tokenizer import Marks
+from gradatim.train.engine import SerialEngine
+
+VOCABULARY, CONTEXT, LABELS = 27, 16, ("a", "b", "c")
+
+
+def make_config(model: dict[str, Any], task: dict[str, Any], layout: dict[str, Any], **fields: Any) -> RunConfig:
+    """A tiny run in float64."""
+    optimizer = OptimizerConfig(lr=1e-2, clip=0.7, warmup=2, weight_decay=0.1)
+    base: dict[str, Any] = {"steps": 3, "global_batch": 8, "context": CONTEXT, "precision": "fp64", "seed": 5}
+    kinds: dict[str, type[GptConfig | BertConfig]] = {"gpt": GptConfig, "bert": BertConfig}
+    return RunConfig(
+        model=kinds[model.get("kind", "gpt")](**model), task=TaskConfig(**task), layout=LayoutConfig(**layout),
+        optimizer=optimizer, **{**base, **fields},
+    )  # fmt: skip
+
+
+def example(kind: str, generator: np.random.Generator) -> Encoded:
+    """One with texts of 1 to 11 tokens; of some the context cuts a part."""
+
+    def text() -> Any:
+        return generator.integers(5, VOCABULARY, generator.integers(1, 12))
+
+    one, two = text(), text()
+    if kind == "tag":
+        return Encoded((one,), generator.integers(0, 3, len(one)), np.arange(len(one)))
+    if kind == "span":
+        begin = int(generator.integers(0, len(two)))
+        return Encoded((one, two), np.array([begin, generator.integers(begin, len(two))]))
+    if kind == "choice":
+        choices = [text() for _ in range(generator.integers(2, 4))]
+        return Encoded((one, *choices), int(generator.integers(0, len(choices))))
+    return Encoded((one, two), float(generator.normal()) if kind == "regress" else int(generator.integers(0, 3)))
+
+
+def make_rows(config: RunConfig) -> PreparedTask:
+    """What engines read of a task."""
+    marks = Marks(pad=1, begin=2, end=0, blank=3, unknown=4)
+    tokenizer: Any = SimpleNamespace(vocab_size=VOCABULARY, boundary=0, marks=marks)
+    generator, kind = np.random.default_rng(3), config.task.kind
+    parts = {split: [example(kind, generator) for _ in range(many)] for split, many in (("train", 40), ("valid", 37))}
+    return PreparedTask(tokenizer, LABELS, parts, {}, "")
+
+
+def serial(config: RunConfig) -> tuple[list[tuple[float, float, int]], dict[str, Tensor], dict[str, Tensor], float]:
+    """(loss, norm, count) of each step, the last step's gradients as they are applied, weights, validation loss."""
+    config = dataclasses.replace(config, layout=LayoutConfig(microbatch=2))
+    engine = SerialEngine(config, make_rows(config))
+    found: dict[str, Tensor] = {}
+    update = engine.optimizer.step
+
+    def captured() -> None:
+        found.update((name, p.grad.clone()) for name, p in engine.model.named_parameters() if p.grad is not None)
+        update()
+
+    with mock.patch.object(engine.optimizer, "step", captured):
+        outcomes = [engine.step(step) for step in range(config.steps)]
+    weights = {name: p.detach().clone() for name, p in engine.model.named_parameters()}
+    return [(o.loss, o.norm, o.count) for o in outcomes], found, weights, engine.valid_loss(lambda: False)
+
+
+def layout(rank: int, world: int, config: RunConfig) -> tuple[list[tuple[float, float, int]], Parts, float]:
+    """The same under the config's layout: outcomes, pieces of the weights as this rank holds them, validation loss."""
+    engine = LayoutEngine(config, make_rows(config), mesh_of(config.layout))
+    outcomes = [engine.step(step) for step in range(config.steps)]
+    result = [(o.loss, o.norm, o.count) for o in outcomes]
+    return result, pieces(engine, gradient=False), engine.valid_loss(lambda: False)
