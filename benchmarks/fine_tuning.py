@@ -1,0 +1,176 @@
+"""Does pretraining help? SST-2 (positive or negative sentences) by a pretrained net and by the same net from scratch.
+
+Each of BERT and GPT is pretrained on movie reviews, fine-tuned on the training sentences, and judged on the test
+sentences under several seeds; beside it stands the same net (shape, tokenizer, steps, batch) that begins with drawn
+weights. Either way the learning rate is the one of ``--rates`` with the best accuracy on the validation sentences,
+under a seed that is not among the others. Two intervals of 95 % are given for the difference, both paired: over seeds
+(Student's t of the differences), and over test sentences (bootstrap of each sentence's difference, seeds averaged).
+
+    python benchmarks/fine_tuning.py --out runs/tuning                  # both; kept, and goes on where it stopped
+    python benchmarks/fine_tuning.py --out runs/tuning --models bert --bert runs/reviews
+
+``--bert`` and ``--gpt`` name pretrained runs that are there already, such as the one of ``bert_pretrain.py --run``.
+Eight of the 1,821 test sentences also stand in the reviews, without a label.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import common
+
+RECIPES = Path(__file__).parent / "recipes"
+T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+"""Student's t, 97.5 %, by the number of differences."""
+TRIAL_SEED = 1000
+"""Of the runs that choose a learning rate."""
+RESAMPLES = 10_000
+
+
+def pretrained(kind: str, options: argparse.Namespace) -> Path:
+    """The run to start from, trained (further) where need be."""
+    given: Path | None = getattr(options, kind)
+    if given is not None:
+        return given
+    run = options.out / f"{kind}-pretrained"
+    reviews = options.data / "movie_reviews"
+    texts = [f"--data.{split}={reviews / split}.txt" for split in ("train", "valid", "test")]
+    steps = [f"--steps={options.pretraining_steps}"] if options.pretraining_steps else []
+    common.gradatim("train", RECIPES / f"movie_reviews_{kind}.yaml", "--run", run, "--resume", *texts, *steps)
+    return run
+
+
+def settings(kind: str, start: Path, arm: str, rate: float, options: argparse.Namespace) -> list[object]:
+    """What a fine-tuning run is told besides its recipe and seed."""
+    model = {name: value for name, value in shape_of(start).items() if name != "kind"}
+    steps = options.steps
+    told: list[object] = [f"{kind}-classify", f"--steps={steps}", f"--optimizer.lr={rate}"]
+    told += [f"--optimizer.warmup={steps // 10}", "--data.columns=label,text", "--evaluation.every=100"]
+    told += [f"--data.{split}={options.data / 'sst2' / name}.tsv" for split, name in
+             (("train", "train"), ("valid", "dev"), ("test", "test"))]  # fmt: skip
+    told += [f"--model.{name}={value}" for name, value in model.items()]
+    told.append(f"--data.tokenizer.path={start / 'tokenizer.json'}")
+    return told + ([f"--init_from={start}"] if arm == "pretrained" else [])
+
+
+def shape_of(run: Path) -> dict[str, str]:
+    """The fields of a run's model that its weights prescribe."""
+    from gradatim.cli.starting import source_model
+
+    return source_model(str(run))
+
+
+def right_answers(run: Path, table: Path) -> list[bool]:
+    """Whether the label of each row of a table is found."""
+    lines = table.read_text(encoding="utf-8").split("\n")
+    truth = [line.split("\t")[0] for line in lines if line.strip()]
+    command = [sys.executable, "-m", "gradatim", "predict", str(run), str(table), "--json"]
+    said = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    return [answer["label"] == label for answer, label in zip(said, truth, strict=True)]
+
+
+class Experiment:
+    """Runs in one folder; what is measured is kept in ``measured.json``, and nothing is measured twice."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        options.out.mkdir(parents=True, exist_ok=True)
+        self.kept = common.Kept(options.out / "measured.json")
+
+    def run(self, kind: str, arm: str, start: Path, rate: float, seed: int) -> dict[str, Any]:
+        """One fine-tuning run: accuracy on validation rows, and which test rows are right."""
+        facts = {"kind": kind, "arm": arm, "rate": rate, "seed": seed, "steps": self.options.steps}
+        for row in self.kept.rows:
+            if all(row[name] == value for name, value in facts.items()):
+                return row
+        run = self.options.out / f"{kind}-{arm}-{rate:g}-{self.options.steps}-seed-{seed}"
+        told = settings(kind, start, arm, rate, self.options)
+        trained = common.gradatim("train", *told, f"--seed={seed}", "--run", run, "--resume")
+        sst2 = self.options.data / "sst2"
+        valid = common.gradatim("evaluate", run, "--text", sst2 / "dev.tsv")
+        measured = {
+            **facts, "valid": valid["accuracy"], "right": right_answers(run, sst2 / "test.tsv"),
+            "seconds": trained["seconds"],
+        }  # fmt: skip
+        self.kept.add(**measured)
+        print(f"{kind} {arm}, rate {rate:g}, seed {seed}: {np.mean(measured['right']):.4f} of the test rows, "
+              f"{measured['valid']:.4f} of the validation rows", file=sys.stderr)  # fmt: skip
+        return measured
+
+    def arm(self, kind: str, arm: str, start: Path) -> tuple[float, list[dict[str, Any]]]:
+        """The learning rate that suits the validation rows best, and a run of each seed with it."""
+        trials = {rate: self.run(kind, arm, start, rate, TRIAL_SEED)["valid"] for rate in self.options.rates}
+        rate = max(trials, key=lambda rate: trials[rate])
+        return rate, [self.run(kind, arm, start, rate, seed) for seed in self.options.seeds]
+
+
+def intervals(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> tuple[float, float, tuple[float, float]]:
+    """Mean difference of accuracy, half its interval over seeds, its interval over sentences; ``[seed, row]``."""
+    by_seed = (ours - theirs).mean(1)
+    half = T_95[len(by_seed)] * statistics.stdev(by_seed.tolist()) / len(by_seed) ** 0.5
+    by_row = (ours - theirs).mean(0)
+    draw = np.random.default_rng(0)
+    means = [by_row[draw.integers(0, len(by_row), len(by_row))].mean() for _ in range(RESAMPLES)]
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(by_seed.mean()), float(half), (float(low), float(high))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--out", type=Path, required=True, help="where runs and measurements are kept")
+    parser.add_argument("--models", nargs="+", choices=["bert", "gpt"], default=["bert", "gpt"])
+    parser.add_argument("--bert", type=Path, help="a pretrained run")
+    parser.add_argument("--gpt", type=Path, help="a pretrained run")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--rates", type=float, nargs="+", default=[1e-4, 3e-4, 1e-3, 2e-3])
+    parser.add_argument("--steps", type=int, default=650, help="of 32 sentences: three epochs")
+    parser.add_argument("--pretraining-steps", type=int, help="fewer than the recipes'")
+    options = parser.parse_args()
+    if not 2 <= len(options.seeds) <= 10:
+        parser.error("--seeds: 2 to 10 of them, for an interval")
+    experiment = Experiment(options)
+    rows: list[list[object]] = []
+    for kind in options.models:
+        start = pretrained(kind, options)
+        found = {arm: experiment.arm(kind, arm, start) for arm in ("pretrained", "scratch")}
+        right = {arm: np.array([run["right"] for run in runs], float) for arm, (_, runs) in found.items()}
+        difference, half, (low, high) = intervals(right["pretrained"], right["scratch"])
+        for arm, (rate, runs) in found.items():
+            accuracies = (100 * right[arm].mean(1)).tolist()
+            seconds = statistics.median(run["seconds"] for run in runs)
+            told = f"{statistics.fmean(accuracies):.2f} ± {statistics.stdev(accuracies):.2f}"
+            rows.append([kind, arm, f"{rate:g}", told,
+                         " ".join(f"{accuracy:.2f}" for accuracy in accuracies), f"{seconds:.0f}"])  # fmt: skip
+        rows.append([kind, "difference", None, f"{100 * difference:.2f}",
+                     f"{100 * (difference - half):.2f} to {100 * (difference + half):.2f} over seeds; "
+                     f"{100 * low:.2f} to {100 * high:.2f} over sentences", None])  # fmt: skip
+    columns = [
+        "net",
+        "weights",
+        "rate",
+        "test accuracy, mean ± deviation",
+        "each seed; 95 % intervals",
+        "seconds a run",
+    ]
+    body = common.table(columns, rows)
+    body += (
+        f"\n\n{len(options.seeds)} seeds, {options.steps} steps of 32 sentences, rates tried: "
+        f"{', '.join(f'{rate:g}' for rate in options.rates)} (chosen on the validation sentences, seed {TRIAL_SEED}). "
+        "Recipes: `bert-classify`, `gpt-classify`; pretraining: `benchmarks/recipes/movie_reviews_bert.yaml`, "
+        "`…_gpt.yaml`."
+    )
+    common.write_result("fine_tuning", "SST-2 by pretrained nets and by the same nets from scratch", body)
+
+
+if __name__ == "__main__":
+    main()
