@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from gradatim.config.settings import BertConfig, DataConfig, GptConfig, RunConfig, TokenizerConfig
+from gradatim.config.settings_task import TaskConfig
+from gradatim.config.tuned import AnyModelConfig, model_of
 from gradatim.models import build_model
 from gradatim.text.tokenizer import Tokenizer
 from gradatim.text.vocabulary import train_tokenizer
@@ -39,7 +41,7 @@ def tokenizer_for(kind: str) -> Tokenizer:
     return train_tokenizer(config, TEXT)
 
 
-def randomised(config: GptConfig | BertConfig, words: int, seed: int = 0) -> dict[str, Tensor]:
+def randomised(config: AnyModelConfig, words: int, seed: int = 0) -> dict[str, Tensor]:
     """Weights of which none is at its initial value, so that no mistake hides behind zeros and ones."""
     generator = torch.Generator().manual_seed(seed)
     model = build_model(config, words, CONTEXT, seed)
@@ -48,19 +50,22 @@ def randomised(config: GptConfig | BertConfig, words: int, seed: int = 0) -> dic
 
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., Run]:
-    """``make_run("gpt2")``: a run of a shape with one checkpoint of random weights."""
+    """``make_run("gpt2")``: a run of a shape, perhaps tuned for a task, with one checkpoint of random weights."""
 
-    def make(shape: str, name: str = "run") -> Run:
+    def make(shape: str, name: str = "run", task: TaskConfig | None = None, labels: tuple[str, ...] = ()) -> Run:
         model = SHAPES[shape]
         tokenizer = tokenizer_for(model.kind)
         kind = TokenizerConfig(kind="wordpiece" if model.kind == "bert" else "bpe", vocab_size=300)
-        config = RunConfig(model=model, context=CONTEXT, data=DataConfig(tokenizer=kind))
+        data = DataConfig(tokenizer=kind) if task is None else DataConfig(tokenizer=kind, train=("table.tsv",))
+        config = RunConfig(model=model, context=CONTEXT, data=data, task=task or TaskConfig())
         run = Run.create(tmp_path / name, config, tokenizer)
+        if task is not None:
+            run.remember_labels(labels)
         manifest = Manifest(
             step=7, tokens=70, samples=14, config_hash=training_hash(config), data_fingerprint="",
             tokenizer_fingerprint=tokenizer.fingerprint,
         )  # fmt: skip
-        weights = randomised(model, tokenizer.vocab_size)
+        weights = randomised(model_of(config, len(labels)), tokenizer.vocab_size)
         save_checkpoint(run.checkpoints, manifest, {MODEL + name: value for name, value in weights.items()})
         return run
 

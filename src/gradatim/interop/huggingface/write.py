@@ -17,11 +17,22 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gradatim import __version__
-from gradatim.config.settings import BertConfig, ModelConfig
+from gradatim.config.settings import BertConfig, RunConfig
+from gradatim.config.tuned import AnyModelConfig, TunedConfig, model_of
 from gradatim.errors import ConfigError, LaunchError, Problem
 from gradatim.interop.huggingface.directory import CONFIG, INDEX, WEIGHTS, in_parts
 from gradatim.interop.huggingface.names import Architecture, Source, part, sources
 from gradatim.interop.huggingface.settings import architecture_of, settings_json
+from gradatim.interop.huggingface.tuned import (
+    PADDING,
+    body_of,
+    head_class,
+    needs_padding,
+    pipeline_tag,
+    row_template,
+    tuned_settings,
+    tuned_sources,
+)
 from gradatim.shapes import parameters
 from gradatim.text.tokenizer import Tokenizer
 from gradatim.train.checkpoint import Checkpoint
@@ -54,18 +65,20 @@ def export_directory(run: Run, checkpoint: Checkpoint, directory: Path, shard_by
     if directory.is_dir() and any(directory.iterdir()):
         what = "there is something in this directory already"
         raise ConfigError(Problem(where=str(directory), what=what, attempt="a directory that is empty or new"))
-    found = sources(architecture, config.model, tokenizer.vocab_size, config.context)
+    model, words = model_of(config, len(run.labels)), tokenizer.vocab_size
+    if isinstance(model, TunedConfig):
+        found = tuned_sources(architecture, model, words, config.context)
+    else:
+        found = sources(architecture, config.model, words, config.context)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        files, dtype, count = _weights(
-            checkpoint, config.model, found, tokenizer, config.context, directory, shard_bytes
-        )
-        facts = settings_json(
-            architecture, config.model, tokenizer.vocab_size, config.context, dtype, tokenizer.boundary
-        )
+        files, dtype, count = _weights(checkpoint, model, found, tokenizer, config.context, directory, shard_bytes)
+        facts = settings_json(architecture, config.model, words, config.context, dtype, tokenizer.boundary)
+        if isinstance(model, TunedConfig):
+            facts |= tuned_settings(architecture, model, run.labels, words, model.body.dropout)
         _json(directory / CONFIG, facts)
-        _tokenizer(tokenizer, config.model, config.context, directory)
-        (directory / "README.md").write_text(card(run, checkpoint, architecture, count), encoding="utf-8")
+        _tokenizer(tokenizer, config, model, directory)
+        (directory / "README.md").write_text(card(run, checkpoint, architecture, count, model), encoding="utf-8")
     except OSError as error:
         what = f"the directory cannot be written ({error.strerror or error})"
         raise LaunchError(Problem(where=str(directory), what=what, attempt="another directory")) from None
@@ -74,7 +87,7 @@ def export_directory(run: Run, checkpoint: Checkpoint, directory: Path, shard_by
 
 
 def _weights(
-    checkpoint: Checkpoint, config: ModelConfig, found: list[Source], tokenizer: Tokenizer, context: int,
+    checkpoint: Checkpoint, config: AnyModelConfig, found: list[Source], tokenizer: Tokenizer, context: int,
     directory: Path, shard_bytes: int,
 ) -> tuple[list[str], str, int]:  # fmt: skip
     """The files of weights, the name of their type, and how many numbers they hold."""
@@ -94,7 +107,11 @@ def _weights(
         for name in group:
             source = by_name[name]
             ours = checkpoint.read(MODEL + name)
-            tensors |= zip(source.theirs, part(source, ours[:words] if source.words else ours, config), strict=True)
+            if source.words:
+                ours = ours[:words]
+                if needs_padding(config):
+                    ours = torch.cat([ours, ours.new_zeros(1, *ours.shape[1:])])
+            tensors |= zip(source.theirs, part(source, ours, body_of(config)), strict=True)
         save_file(tensors, directory / file, metadata={"format": "pt"})
         index |= dict.fromkeys(tensors, file)
         total += sum(tensor.nbytes for tensor in tensors.values())
@@ -105,12 +122,13 @@ def _weights(
     return names, str(first).removeprefix("torch."), count
 
 
-def _tokenizer(tokenizer: Tokenizer, config: ModelConfig, context: int, directory: Path) -> None:
+def _tokenizer(tokenizer: Tokenizer, config: RunConfig, model: AnyModelConfig, directory: Path) -> None:
     """``tokenizer.json`` and what the library must be told besides."""
+    context = config.context
     facts = json.loads(tokenizer.engine.to_str())
     told: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context}
     marks = tokenizer.marks
-    if isinstance(config, BertConfig) and marks is not None:
+    if isinstance(config.model, BertConfig) and marks is not None:
         end = {"id": "[SEP]", "ids": [marks.end], "tokens": ["[SEP]"]}
         begin = {"id": "[CLS]", "ids": [marks.begin], "tokens": ["[CLS]"]}
         mark = [
@@ -130,6 +148,12 @@ def _tokenizer(tokenizer: Tokenizer, config: ModelConfig, context: int, director
         told["model_input_names"] = ["input_ids", "attention_mask"]
         if tokenizer.unknown is not None:
             told["unk_token"] = tokenizer.engine.id_to_token(tokenizer.unknown)
+        if needs_padding(model):
+            plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+            facts["added_tokens"].append({"id": tokenizer.vocab_size, "content": PADDING, **plain, "special": True})
+            told["pad_token"] = PADDING
+            if config.task.delimiter is None:
+                facts["post_processor"] = row_template(str(end_token), tokenizer.boundary)
     (directory / "tokenizer.json").write_text(json.dumps(facts, ensure_ascii=False) + "\n", encoding="utf-8")
     _json(directory / "tokenizer_config.json", told)
 
@@ -141,12 +165,16 @@ def _json(path: Path, facts: dict[str, Any]) -> None:
 CLASSES = {"gpt2": "AutoModelForCausalLM", "llama": "AutoModelForCausalLM", "bert": "AutoModelForPreTraining"}
 
 
-def card(run: Run, checkpoint: Checkpoint, architecture: Architecture, count: int) -> str:
+def card(
+    run: Run, checkpoint: Checkpoint, architecture: Architecture, count: int, model: AnyModelConfig | None = None
+) -> str:
     """The model card: what it is, what it was trained on and how well it does, as far as the run knows."""
     config, manifest = run.config, checkpoint.manifest
     task = "fill-mask" if architecture == "bert" else "text-generation"
+    loader, unit = CLASSES[architecture], "" if architecture == "bert" else " per token"
+    if isinstance(model, TunedConfig):
+        task, loader, unit = pipeline_tag(model), f"AutoModelFor{head_class(model)}", f" ({model.task})"
     loss = f"{manifest.valid_loss:.4f} nats" if manifest.valid_loss is not None else "not measured"
-    unit = "" if architecture == "bert" else " per token"
     rows = [
         ("architecture", architecture),
         ("parameters", f"{count:,}"),
@@ -174,9 +202,9 @@ Trained with gradatim {__version__}.
 {table}
 
 ```python
-from transformers import {CLASSES[architecture]}, AutoTokenizer
+from transformers import {loader}, AutoTokenizer
 
-model = {CLASSES[architecture]}.from_pretrained("DIR")
+model = {loader}.from_pretrained("DIR")
 tokenizer = AutoTokenizer.from_pretrained("DIR")
 ```
 
