@@ -36,6 +36,10 @@ def command(sources: tuple[str, ...], out: Path, overrides: dict[str, str], as_j
                                       got=" ".join(sources), attempt="a recipe that lists data.train"))  # fmt: skip
         overrides = {"data.train": ",".join(sources), **overrides}
     config = load_config(recipe, overrides, any_layout=True)
+    if config.task.kind != "none":
+        raise ConfigError(Problem(where="task.kind", what="a task's tables are read as they are, and not prepared",
+                                  got=config.task.kind, allowed="none",
+                                  attempt=f"gradatim train {recipe}"))  # fmt: skip
     from gradatim.text.prepare import prepare
 
     report = prepare(config.data, out, say).report

@@ -104,12 +104,14 @@ def _fitted(recipe: str, overrides: dict[str, str], rank_text: str, world_text: 
                 attempt="gradatim rehearse gpt --rank 0 --world 1",
             )
         )
-    if not loaded.problems and is_pairs(loaded.config.data):
+    tuned = loaded.config.task.kind != "none"
+    if not loaded.problems and (is_pairs(loaded.config.data) or tuned):
+        what = "rows of a task" if tuned else "pairs"
         problems.append(
             Problem(
-                where="model.kind",
-                what="pairs differ in length from step to step; only steps of one shape are rehearsed",
-                got=loaded.config.model.kind,
+                where="task.kind" if tuned else "model.kind",
+                what=f"{what} differ in length from step to step; only steps of one shape are rehearsed",
+                got=loaded.config.task.kind if tuned else loaded.config.model.kind,
                 allowed="a language model",
                 attempt="gradatim rehearse gpt --rank 0 --world 1",
             )

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 PLAIN = ("python-manual", "installed-docs", "small-english", "phrasebook")
 """Corpora that are no tables."""
+SHORTEST_ROW = 8
+"""Tokens of the shortest context."""
 TABLES = ("small-opinions",)
 """Embedded tables; they bring validation and test rows."""
 
@@ -29,6 +31,13 @@ def task(config: RunConfig, rules: Rules) -> None:
     _gently(config, tuned, rules)
     _next_tokens(config, rules)
     if config.task.kind != "none":
+        rules.require(
+            config.context >= SHORTEST_ROW or isinstance(config.model, BertConfig),
+            "context task.kind",
+            "a row holds two texts and what stands around them",
+            allowed=f"at least {SHORTEST_ROW}",
+            attempt=f"--context {SHORTEST_ROW}",
+        )
         _columns(config.task, rules)
         _tables(config, rules)
 

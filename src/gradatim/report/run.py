@@ -30,7 +30,7 @@ def run_report(directory: Path) -> str:
             "training": [(row["step"], row["loss"]) for row in rows if row.get("loss") is not None],
             "validation": [(row["step"], row["valid_loss"]) for row in rows if row.get("valid_loss") is not None],
         }
-        drawing = figures.curves(losses, title="Loss by step", x_label="step", y_label="nats per token")
+        drawing = figures.curves(losses, title="Loss by step", x_label="step", y_label=_unit(run))
         sections.append(
             page.section(
                 "Loss",
@@ -58,11 +58,24 @@ def run_report(directory: Path) -> str:
     )
 
 
+def _unit(run: Run) -> str:
+    """What the loss is counted in."""
+    if run.config.task.lm_weight > 0:
+        return "nats per row, and of next tokens"
+    return {"none": "nats per token", "tag": "nats per word", "regress": "squared error"}.get(
+        run.config.task.kind, "nats per row"
+    )
+
+
 def _facts(run: Run, rows: list[dict[str, Any]]) -> list[tuple[str, object]]:
     last = rows[-1] if rows else {}
+    plain = run.config.task.kind == "none"
     valid = [row["valid_loss"] for row in rows if row.get("valid_loss") is not None]
     found: list[tuple[str, object]] = [
         ("model", run.config.model.kind),
+        *([] if plain else [("task", run.config.task.kind)]),
+        *([("labels", ", ".join(run.labels))] if run.labels else []),
+        *([("begun from", run.config.init_from)] if run.config.init_from else []),
         ("vocabulary", run.tokenizer.vocab_size),
         ("text", ", ".join(run.config.data.train or (*run.config.data.train_source, *run.config.data.train_target))),
         *([("layout", layout_text(run.config.layout))] if world_size(run.config.layout) > 1 else []),
@@ -70,7 +83,7 @@ def _facts(run: Run, rows: list[dict[str, Any]]) -> list[tuple[str, object]]:
         ("tokens learned from", last.get("tokens")),
         ("seconds", last.get("seconds")),
         ("best validation loss", min(valid) if valid else None),
-        ("its perplexity", math.exp(min(valid)) if valid and min(valid) < 700 else None),
+        *([("its perplexity", math.exp(min(valid)) if valid and min(valid) < 700 else None)] if plain else []),
         *machine_facts(run.directory),
     ]
     return found
