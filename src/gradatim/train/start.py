@@ -104,7 +104,8 @@ class Start:
         same = weights.head == (config.task.kind, labels)
         drawn = [name for name in self.shapes if name.startswith("head.classifier.") and not same]
         drawn += [name for name in self.shapes if name.startswith("head.pooler.") and name not in weights.shapes]
-        self.drawn = tuple(dict.fromkeys([*weights.absent, *drawn])) if tuned else weights.absent
+        lacking = [name for name in weights.absent if name in self.shapes]
+        self.drawn = tuple(dict.fromkeys([*lacking, *drawn])) if tuned else weights.absent
         """What the source has not: it stays as it was drawn."""
         self.left = tuned
         """Whether the source may have a head of another purpose."""
