@@ -133,9 +133,9 @@ def against_bloom(data: Path) -> str:
         f"Of {len(rows) - len(full)} rows that ran, {rejected} are rejected at {limit:.1f} GiB. "
         f"Of {len(full)} that ran out of memory, {sum(need <= limit for need in full.values())} are accepted:", "",
         table(["layout", "planned"], [[row.label, f"{need:.1f}"] for row, need in full.items()]), "",
-        "Nothing that a rank is known to hold explains these: each needs less, by tensors, than trials that ran "
-        "(h 13824, l 78, t 4 took 75). They are the source's only rows whose layers the stages do not divide, from a "
-        "round of rebalancing layers whose split is not stated.", "",
+        "All three ran under DeepSpeed's BF16 optimizer, which keeps the gradients' sums in fp32 on every rank, with "
+        "embedding and head in a layer's place each (jean-zay-bf16). What is accepted needs, by tensors, less than "
+        "trials that ran (h 13824, l 78, t 4 took 75).", "",
     ])  # fmt: skip
 
 

@@ -168,8 +168,17 @@ def h100_weak(data: Path, name: str) -> Iterator[Row]:
         yield Row(name, "eos-h100", what, layouts, batch, seconds, label=f"{row['model']}, t {tp}, p {pp}, d {dp}")
 
 
+def embeddings_as_layers(layers: int, pp: int) -> tuple[int, ...]:
+    """Blocks of each stage where embedding and head count as one each: all stages alike but for the first and last."""
+    each = (layers + 2) // pp
+    return (each - 1, *[each] * (pp - 2), layers - (pp - 1) * each + 1)
+
+
 def bloom(data: Path, name: str, *, memory: bool = False) -> Iterator[Row]:
     """V = 250,880 (the final tokenizer, padded); heads that do not divide the width are read as 64, as it ends.
+
+    Under "Rebalancing layers" the source says that software changed: sums of gradients in fp32 (4 bytes a parameter,
+    not sharded), and embedding and head each in a layer's place when stages are cut (2 + layers = stages · a number).
 
     With ``memory``, runs that did not fit come along; they have no time.
     """
@@ -181,10 +190,13 @@ def bloom(data: Path, name: str, *, memory: bool = False) -> Iterator[Row]:
             row, "hidden", "heads", "layers", "tp", "pp", "dp", "gbs", "mbs", "zero_stage"
         )
         heads = 64 if width % heads else heads
-        layout = LayoutConfig(tp=tp, pp=pp, dp=dp, microbatch=b, recompute="full", zero=zero)  # type: ignore[arg-type]
+        late = row["section"] == "Rebalancing layers"
+        split = embeddings_as_layers(layers, pp) if late else "uniform"
+        layout = LayoutConfig(tp=tp, pp=pp, dp=dp, microbatch=b, recompute="full", zero=zero, split=split)  # type: ignore[arg-type]
         shown = row["mem"].removesuffix("GB")
         yield Row(
-            name, "jean-zay-a100", model(width, heads, layers, 250880, 2048), (layout,), batch,
+            name, "jean-zay-bf16" if late else "jean-zay-a100", model(width, heads, layers, 250880, 2048), (layout,),
+            batch,
             float(row["sec_per_it"]) if timed else 0.0, gib=float(shown) if shown.isdecimal() else None,
             oom=row["mem"] == "OOM",
             label=f"h {width}, l {layers}, a {heads}, b {b}, t {tp}, p {pp}, d {dp}",

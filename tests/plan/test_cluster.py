@@ -11,8 +11,8 @@ from gradatim.plan.architecture import load_model
 from gradatim.plan.cluster import cluster_names, load_cluster
 
 CONTRACT = {
-    "selene-2021", "selene-2022", "vtrain-a100", "jean-zay-a100", "eos-h100", "nanotron-h100", "mpt-a100-80gb",
-    "b200-8",
+    "selene-2021", "selene-2022", "vtrain-a100", "jean-zay-a100", "jean-zay-bf16", "eos-h100", "nanotron-h100",
+    "mpt-a100-80gb", "b200-8",
 }  # fmt: skip
 
 

@@ -60,6 +60,15 @@ def test_rings() -> None:
     assert collective_seconds(FITTED, fewer, "all-reduce", size, 4, stride=8) == pytest.approx(2 * shared, rel=0.01)
 
 
+def test_small_sums_over_many_nodes_take_a_tree() -> None:
+    cluster = Cluster()
+    waits = [
+        collective_seconds(FITTED, cluster, kind, 8.0, 512) - FITTED.kernel for kind in ("all-reduce", "all-gather")
+    ]
+    assert waits[0] == pytest.approx(2 * (7 * cluster.node.latency + 6 * cluster.node.network_latency), rel=0.01)
+    assert waits[1] == pytest.approx(448 * cluster.node.latency + 63 * cluster.node.network_latency, rel=0.01)
+
+
 def test_transfers_are_shared_out_over_tensor_ranks() -> None:
     cluster = Cluster()
     whole = replace(cluster, stack=replace(cluster.stack, scatter_gather=False))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from gradatim.config.settings import LayoutConfig
 from gradatim.plan.architecture import Architecture, load_model
-from gradatim.plan.cluster import load_cluster
+from gradatim.plan.cluster import Cluster, load_cluster
 from gradatim.plan.predict import exposed, predict
 from gradatim.shapes import parameter_count
 
@@ -29,6 +31,44 @@ def test_table_5(shape: str, layout: dict[str, int], batch: int, full: float, se
     ]
     assert times == pytest.approx([full, selective], rel=0.06)
     assert times[0] / times[1] == pytest.approx(full / selective, rel=0.06)
+
+
+PUBLISHED = [
+    ("n_layers=28,d_model=3072,d_ff=8192", True, 3.57, 43.77, {"pp": 2, "dp": 8, "microbatch": 2, "zero": 1}),
+    ("n_layers=32,d_model=4096,d_ff=14336", False, 8.86, 36.33, {"tp": 8, "dp": 16, "microbatch": 8}),
+    ("n_layers=32,d_model=4096,d_ff=14336", False, 8.86, 45.22, {"pp": 4, "dp": 2, "microbatch": 1, "zero": 1}),
+]
+"""nanotron on H100 (the Ultra-Scale Playbook's table of best layouts): shape, tied, billions, MFU %, layout."""
+
+
+@pytest.mark.parametrize(("shape", "tied", "billions", "mfu", "layout"), PUBLISHED)
+def test_gradients_summed_in_buckets(
+    shape: str, tied: bool, billions: float, mfu: float, layout: dict[str, int]
+) -> None:
+    model, _ = load_model(f"llama:{shape},n_heads=32,vocab_size=131072,context=4096,tied={str(tied).lower()}")
+    assert model.parameter_count / 1e9 == pytest.approx(billions, rel=0.01)
+    fixed = LayoutConfig(split="by-cost", sequence_parallel="tp" in layout, **layout)  # type: ignore[arg-type]
+    devices = fixed.tp * fixed.pp * fixed.dp
+    seconds = model.flops_per_token * 256 * 4096 / devices / (mfu / 100 * 989e12)
+    assert predict(load_cluster("nanotron-h100"), model, fixed, 256).seconds == pytest.approx(seconds, rel=0.06)
+
+
+def test_zero_1_that_sums_whole_gradients_costs_more_than_none() -> None:
+    model, _ = load_model("llama:n_layers=16,d_model=2048,n_heads=32,vocab_size=131072,context=4096,tied=true")
+    cluster = load_cluster("nanotron-h100")
+
+    def data(cluster: Cluster, zero: int) -> float:
+        layout = LayoutConfig(dp=64, microbatch=4, zero=zero)  # type: ignore[arg-type]
+        return predict(cluster, model, layout, 256).breakdown["data"]
+
+    def other(**traits: object) -> Cluster:
+        return replace(cluster, stack=replace(cluster.stack, **traits))  # type: ignore[arg-type]
+
+    assert data(cluster, 1) > data(other(copies_weights=False), 1) > data(cluster, 0)
+    alone = {"overlap_data": False, "copies_weights": False}
+    assert data(other(**alone), 0) > data(other(**alone, bucket=0.0), 0)
+    whole, sharded = (data(other(**alone, bucket=0.0, scatters_gradients=x), 1) for x in (False, True))
+    assert whole > data(other(**alone, bucket=0.0), 0) > sharded
 
 
 def test_what_more_of_a_thing_costs() -> None:

@@ -125,6 +125,10 @@ class Architecture:
         own = self._local("head.", tp)
         return own + (self.vocabulary * self.width // tp if self.tied and alone else 0)
 
+    def tensors(self, layers: int) -> int:
+        """Tensors that the parameters of so many blocks and one end are, a gated pair of matrices being one."""
+        return layers * (sum(p.name.startswith("blocks.") for p in self._parameters) - self.gated) + 1
+
     @property
     def parameter_count(self) -> int:
         """Trainable numbers of the whole model."""

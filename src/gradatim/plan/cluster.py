@@ -83,6 +83,16 @@ class Stack:
     """Share of tensor-parallel communication that hides behind computation."""
     overlap_data: bool = False
     """Gradients are reduced while the last microbatch is still in its backward pass."""
+    overlap_weights: bool = True
+    """Where that is so, weights that ZeRO shards are gathered behind the next step's first forward pass."""
+    scatters_gradients: bool = True
+    """ZeRO-1 leaves each rank with its shard of the gradients' sum; without, with all of it, as without ZeRO."""
+    bucket: float = 0.0
+    """Bytes of weights whose gradients are reduced in one collective; 0: all of a rank in one."""
+    copies_weights: bool = False
+    """Gathered weights are put in place by a copy for each tensor and replica, one after the other."""
+    adds_gradients: bool = False
+    """Each microbatch's gradients are added to sums in fp32 in a pass of their own."""
     overlap_pipeline: bool = False
     """Pipeline transfers hide behind computation."""
     scatter_gather: bool = True

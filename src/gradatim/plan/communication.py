@@ -6,6 +6,8 @@ for an all-reduce (Patarasuk and Yuan 2009). Rings that leave a node share its n
 
 from __future__ import annotations
 
+import math
+
 from gradatim.plan import measured
 from gradatim.plan.cluster import Cluster
 from gradatim.plan.physics import Physics
@@ -32,6 +34,9 @@ def collective_seconds(
         rings = node.devices // inside  # each leaves the node once and enters it once
         bandwidth = min(bandwidth, node.cards * node.card / rings * physics.network)
     latency = steps * ((ranks - nodes) * node.latency + (nodes - 1) * node.network_latency)
+    if kind == "all-reduce":  # a tree of nodes is sooner for small sums (Sanders et al. 2009; NCCL 2.4)
+        depth = math.ceil(math.log2(nodes))
+        latency = min(latency, steps * ((inside - 1) * node.latency + depth * node.network_latency))
     return physics.kernel + latency + moved / bandwidth
 
 

@@ -7,6 +7,7 @@ time of a step (``recurrence.py``); gradients and the optimizer are added. Compa
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -124,6 +125,11 @@ def pipeline_times(
         if cluster.calibrated and m:  # shared out evenly, though the first microbatch may find nothing to add to
             held = layers * model.block_parameters(tp)
             b = b + Seconds(measured.accumulation_seconds(cluster, held, m, dp) / m)
+        elif stack.adds_gradients:
+            held = layers * model.block_parameters(tp)
+            held += model.embedding_parameters(tp) if chunk == 0 else 0
+            held += model.head_parameters(tp, alone=pp > 1) if chunk == last else 0
+            b = b + Seconds(traffic_seconds(physics, cluster.device, held * (stack.weight_bytes + 2 * 4)))
         forward.append(f)
         backward.append(b)
     size = float(stack.element_bytes * layout.microbatch * model.context * model.width)
@@ -230,16 +236,19 @@ def data_and_optimizer(
     if cluster.calibrated:
         return measured.ends_seconds(cluster, model, layout, most)
     gradients, weights = most * stack.reduced_bytes, most * stack.weight_bytes
-    gather = 0.0
-    if layout.zero == 3:
-        reduce = 0.0  # in every microbatch, counted there
-    elif layout.zero:
-        reduce = collective_seconds(physics, cluster, "reduce-scatter", gradients, dp, stride=tp)
+    tensors = model.tensors(max(counts))
+    buckets = min(tensors, math.ceil(weights / stack.bucket)) if stack.bucket else 1  # none smaller than a tensor
+    reduce = gather = 0.0
+    if layout.zero < 3:  # else in every microbatch, counted there
+        kind = "reduce-scatter" if layout.zero and stack.scatters_gradients else "all-reduce"
+        reduce = buckets * collective_seconds(physics, cluster, kind, gradients / buckets, dp, stride=tp)
+    if layout.zero in (1, 2):
         gather = collective_seconds(physics, cluster, "all-gather", weights, dp, stride=tp)
-    else:
-        reduce = collective_seconds(physics, cluster, "all-reduce", gradients, dp, stride=tp)
+        if stack.copies_weights and dp > 1:
+            gather += tensors * dp * physics.kernel
     if stack.overlap_data:
-        data = exposed(reduce, beside.backward.total) + exposed(gather, beside.forward.total)
+        hidden = beside.forward.total if stack.overlap_weights else 0.0
+        data = exposed(reduce, beside.backward.total) + exposed(gather, hidden)
     else:
         data = reduce + gather
     shards = dp if layout.zero else 1
