@@ -125,7 +125,6 @@ BROKEN: list[tuple[str, dict[str, str], str]] = [
     # what is not for training, or not for every model
     ("gpt.yaml", {"layout.zero": "2"}, "training shards the optimizer's state"),
     ("gpt.yaml", {"layout.zero": "3", "layout.dp": "2"}, "training shards the optimizer's state"),
-    ("gpt.yaml", {"compile": "true", "layout.dp": "2"}, "compiled blocks train in one process"),
     ("lstm.yaml", {"layout.dp": "2"}, "a recurrent model reads its text as one stream, step by step, in one process"),
     ("lstm.yaml", {"layout.pp": "2"}, "a recurrent model reads its text as one stream, step by step"),
     ("lstm.yaml", {"layout.recompute": "full"}, "layout.recompute is of Transformers"),
@@ -194,7 +193,7 @@ def test_nearest_legal_values() -> None:
 def test_every_reason_against_a_layout_at_once() -> None:
     overrides = {
         "layout.tp": "5", "layout.pp": "3", "layout.dp": "3", "layout.chunks": "2", "layout.zero": "3",
-        "layout.sequence_parallel": "true", "compile": "true", "context": "256",
+        "layout.sequence_parallel": "true", "context": "256",
     }  # fmt: skip
     found = check_config("gpt.yaml", overrides)
     assert [p.what for p in found] == [
@@ -205,13 +204,12 @@ def test_every_reason_against_a_layout_at_once() -> None:
         "the context, by sequence parallelism, must fall into tp equal parts",
         "each chunk of each stage needs a layer, 6 in all",
         "training shards the optimizer's state over dp at most; stages 2 and 3 are the planner's business",
-        "compiled blocks train in one process",
     ]
     assert len({p.attempt for p in found if "--layout.tp" in p.attempt}) == 1
 
 
 LEGAL = [
-    {"layout.tp": "2", "layout.sequence_parallel": "true"},
+    {"layout.tp": "2", "layout.sequence_parallel": "true", "compile": "true"},
     {"layout.sequence_parallel": "true"},
     {"layout.pp": "4", "layout.microbatch": "2", "layout.schedule": "zero-bubble"},
     {"layout.pp": "4"},  # one microbatch: slow, not wrong

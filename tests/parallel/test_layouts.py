@@ -69,9 +69,10 @@ def difference(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> tuple[floa
 
 
 def check(
-    pool: Callable[[int], Pool], model: str, layout: dict[str, Any], microbatches: int | None = None, **fields: Any
-) -> None:
-    config = work_layouts.make_config(MODELS[model], layout, **fields)
+    pool: Callable[[int], Pool], model: str, layout: dict[str, Any], microbatches: int | None = None, *,
+    compiled: bool = False, **fields: Any,
+) -> None:  # fmt: skip
+    config = work_layouts.make_config(MODELS[model], layout, compile=compiled, **fields)
     world = config.layout.tp * config.layout.pp * config.layout.dp
     ranks = pool(world).run("work_layouts:layout", config, microbatches)
     outcomes, gradients, weights, valid = reference(model, json.dumps(fields))
@@ -156,6 +157,24 @@ def test_four_stages_and_fewer_microbatches(pool: Callable[[int], Pool]) -> None
 
 def test_a_given_split_of_layers(pool: Callable[[int], Pool]) -> None:
     check(pool, "gpt2", {"pp": 2, "split": (3, 1), "microbatch": 2})
+
+
+COMPILED = [
+    ("gpt2", {"pp": 2, "microbatch": 2}),
+    ("llama", {"dp": 2, "zero": 1, "recompute": "selective", "microbatch": 1}),
+    ("gpt2", {"tp": 2, "microbatch": 2}),
+    ("llama", {"tp": 2, "sequence_parallel": True, "recompute": "full", "microbatch": 2}),
+    ("bert", {"tp": 2, "recompute": "selective", "microbatch": 2}),
+    ("llama", {"pp": 2, "schedule": "zero-bubble", "microbatch": 2}),
+    ("gpt2", {"tp": 2, "pp": 2, "sequence_parallel": True, "schedule": "interleaved", "chunks": 2, "microbatch": 1}),
+]
+
+
+@pytest.mark.layouts
+@pytest.mark.parametrize(("model", "layout"), COMPILED)
+def test_compiled_blocks_compute_the_same(model: str, layout: dict[str, Any], pool: Callable[[int], Pool]) -> None:
+    """Against the one process that compiles nothing. Left to ``make test-layouts``: the compiler takes its time."""
+    check(pool, model, layout, compiled=True)
 
 
 def test_the_same_layout_twice_is_the_same_to_the_bit(pool: Callable[[int], Pool]) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import make_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from gradatim.train import Run, train
 from gradatim.train.engine import SerialEngine
 from gradatim.train.loop import Trainer
 from gradatim.train.metrics import read_metrics
+from gradatim.train.run_directory import training_hash
 from gradatim.train.state import Counters
 
 MakeConfig = Callable[..., RunConfig]
@@ -277,3 +279,17 @@ def test_more_steps_under_a_falling_rate_are_said(make_config: MakeConfig, tmp_p
     train(make_config("gpt", 4, optimizer__schedule="cosine"), tmp_path / "run")
     train(make_config("gpt", 6, optimizer__schedule="cosine"), tmp_path / "run", resume=True, say=said.append)
     assert any("steps were 4 and are 6 now: the cosine rate follows" in line for line in said)
+
+
+def test_the_fingerprint_knows_what_was_chosen(make_config: MakeConfig) -> None:
+    """And nothing that stands at its default: a later version's new settings leave it as it is."""
+    config = make_config("gpt")
+    known = training_hash(config)
+    assert known == training_hash(replace(config, steps=config.steps + 1, data=replace(config.data, cache="elsewhere")))
+    assert known != training_hash(replace(config, seed=config.seed + 1))
+    assert known != training_hash(replace(config, optimizer=replace(config.optimizer, eps=1e-6)))
+
+    later = make_dataclass("RunConfig", [("added", int, 3)], bases=(RunConfig,), frozen=True)
+    same = {each.name: getattr(config, each.name) for each in dataclasses.fields(config)}
+    assert known == training_hash(later(**same))
+    assert known != training_hash(later(**same, added=4))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from gradatim.config.derived import feed_forward_width, world_size
+from gradatim.config.derived import feed_forward_width
 from gradatim.config.nearby import closest, divisors, either, multiples
 from gradatim.config.settings import (
     BertConfig,
@@ -58,13 +58,6 @@ def _zero(config: RunConfig, rules: Rules) -> None:
         "training shards the optimizer's state over dp at most; stages 2 and 3 are the planner's business",
         allowed="0 or 1",
         attempt="--layout.zero 1",
-    )
-    rules.require(
-        not config.compile or world_size(config.layout) == 1,
-        "compile layout.tp layout.pp layout.dp",
-        "compiled blocks train in one process",
-        allowed="compile false, or tp, pp and dp 1",
-        attempt="--compile false",
     )
 
 

@@ -26,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from gradatim.models.layers.output import autocast_dtype
-from gradatim.parallel.collectives import begin_gather, begin_scatter, begin_sum
+from gradatim.parallel.collectives import begin_gather, begin_scatter, begin_sum, uncompiled
 from gradatim.parallel.mesh import Axis
 
 
@@ -136,12 +136,14 @@ class ColumnLinear(ParallelLinear):
 class RowLinear(ParallelLinear):
     """From some of the inputs: ``[b t into_local]`` to ``[b t out]``; under sequence parallelism ``[b t/tp out]``."""
 
+    @uncompiled
     def forward(self, x: Float[Tensor, "b t into_local"]) -> Float[Tensor, "b s out"]:
         """All outputs, summed over ranks; the bias is added once, after the sum."""
         y: Tensor = _Row.apply(x, self, _low(x), self.weight, self.bias)  # type: ignore[no-untyped-call]
         return y
 
 
+@uncompiled
 def columns(x: Float[Tensor, "b s into"], layers: Sequence[nn.Module]) -> tuple[Float[Tensor, "b t out_local"], ...]:
     """Several column layers of one input (SwiGLU's gate and up): it is gathered once, and its gradient summed once."""
     parallel = [cast(ColumnLinear, layer) for layer in layers]

@@ -390,8 +390,8 @@ class Trainer:
             raise CheckpointError(
                 Problem(
                     where=str(checkpoint.folder),
-                    what="the checkpoint was made with other settings",
-                    attempt="start another run",
+                    what="the checkpoint was made with other settings than the run's config.yaml has",
+                    attempt="put back the config.yaml that the run was started with, or start another run",
                 )
             )
         if manifest.data_fingerprint != self.prepared.fingerprint:

@@ -9,7 +9,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import MISSING, asdict, fields, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -357,10 +357,22 @@ def load_weights(model: torch.nn.Module, tensors: dict[str, Tensor], where: Path
 
 
 def training_hash(config: RunConfig) -> str:
-    """Fingerprint of the settings that a resumed run must share."""
-    facts = {key: value for key, value in asdict(config).items() if key not in MAY_CHANGE}
-    del facts["data"]["cache"]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    """Fingerprint of the settings that a resumed run must share.
+
+    Settings that stand at their default do not enter, so that a version with a new one goes on with older runs.
+    """
+
+    def chosen(value: Any) -> dict[str, Any]:
+        found: dict[str, Any] = {"": type(value).__name__}
+        for field in fields(value):
+            own = getattr(value, field.name)
+            if own != (field.default if field.default_factory is MISSING else field.default_factory()):
+                found[field.name] = chosen(own) if is_dataclass(own) else own
+        return found
+
+    facts = chosen(replace(config, data=replace(config.data, cache="")))
+    kept = {name: value for name, value in facts.items() if name not in MAY_CHANGE}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def refuse_fewer_steps(run: Run, config: RunConfig) -> None:
