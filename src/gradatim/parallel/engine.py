@@ -47,7 +47,7 @@ from gradatim.train.checkpoint import Checkpoint
 from gradatim.train.engine import Outcome, label_count, mean_of_terms
 from gradatim.train.learning_rate import learning_rate
 from gradatim.train.manifest import Manifest
-from gradatim.train.precision import arithmetic, device, weight_dtype
+from gradatim.train.precision import arithmetic, device, step_arithmetic, weight_dtype
 from gradatim.train.start import Start
 from gradatim.train.state import Counters
 
@@ -137,7 +137,8 @@ class LayoutEngine:
             self.replicas.parameters()
             self.replicas.tokens(self._here(batch).tensors())
         self.gradients.begin()
-        ran = self.pipeline.run(self._microbatches(batch, step), counts)
+        with step_arithmetic(config.precision):
+            ran = self.pipeline.run(self._microbatches(batch, step), counts)
         report_action("reduce")
         self.gradients.finish()
         if self.replicas is not None:

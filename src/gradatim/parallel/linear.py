@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gradatim.models.layers.output import autocast_dtype
+from gradatim.models.layers.working import autocast_dtype, in_type
 from gradatim.parallel.collectives import begin_gather, begin_scatter, begin_sum, uncompiled
 from gradatim.parallel.mesh import Axis
 
@@ -158,6 +158,10 @@ def _low(x: Tensor) -> torch.dtype | None:
     return None if x.dtype == torch.float64 else autocast_dtype(x)
 
 
+def _of(layer: nn.Module, dtype: torch.dtype) -> Tensor:
+    return in_type(cast(Tensor, layer.weight), dtype)
+
+
 def _to(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if x is None else x.to(dtype)
 
@@ -173,7 +177,7 @@ class _Columns(torch.autograd.Function):
         ctx.layers = layers
         ctx.save_for_backward(x, *weights)
         whole = begin_gather(x, first.axis).wait() if first.sequence_parallel else x
-        return tuple(F.linear(whole, cast(Tensor, _to(w, x.dtype)), _to(b, x.dtype)) for w, b in zip(weights, biases))
+        return tuple(F.linear(whole, _of(layer, x.dtype), _to(b, x.dtype)) for layer, b in zip(layers, biases))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -187,9 +191,9 @@ class _Columns(torch.autograd.Function):
         x_coming = begin_gather(x, axis) if sequence and not holds else None
         grad_coming = None
         if needs_x:
-            grad_x = torch.mm(rows[0], weights[0].to(x.dtype))
-            for grad, weight in zip(rows[1:], weights[1:]):
-                grad_x.addmm_(grad, weight.to(x.dtype))
+            grad_x = torch.mm(rows[0], _of(layers[0], x.dtype))
+            for grad, layer in zip(rows[1:], layers[1:]):
+                grad_x.addmm_(grad, _of(layer, x.dtype))
             grad_x = grad_x.view(*grads[0].shape[:-1], -1)
             grad_coming = (begin_scatter if sequence else begin_sum)(grad_x, axis)
         found: list[Tensor | None] = [None] * len(needs)
@@ -216,7 +220,7 @@ class _Row(torch.autograd.Function):
         x = x.to(low or x.dtype)
         ctx.layer = layer
         ctx.save_for_backward(x, weight)
-        y = torch.mm(x.flatten(0, -2), weight.to(x.dtype).t()).view(*x.shape[:-1], -1)
+        y = torch.mm(x.flatten(0, -2), _of(layer, x.dtype).t()).view(*x.shape[:-1], -1)
         y = (begin_scatter if layer.sequence_parallel else begin_sum)(y, layer.axis).wait()
         return y if bias is None else y.add_(bias.to(y.dtype))
 
@@ -232,7 +236,7 @@ class _Row(torch.autograd.Function):
             grad_bias = grad.flatten(0, -2).sum(0, dtype=layer.bias.dtype)
         rows = (grad if coming is None else coming.wait()).flatten(0, -2)
         if needs_x:
-            grad_x = torch.mm(rows, weight.to(x.dtype)).view(x.shape)
+            grad_x = torch.mm(rows, _of(layer, x.dtype)).view(x.shape)
         if layer.queue is not None and layer.queue.holding:
             layer.queue.add(Pending((layer.weight,), (rows,), x.detach(), None))
         elif needs_weight:

@@ -156,6 +156,8 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self.scalar(args[0].dtype)
         made = func(*args, **(kwargs or {}))
         self._see(made)
+        if func is torch.ops.aten._to_copy.default and self._of(args[0]).kind == "weights":
+            self.label(made, "copies of weights")
         return made
 
     def _see(self, made: Any) -> None:

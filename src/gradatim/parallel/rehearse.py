@@ -40,7 +40,7 @@ from gradatim.schedules import Schedule, build_schedule, lower
 from gradatim.schedules.actions import peak_in_flight
 from gradatim.shapes.split import layers_of_chunks
 from gradatim.text.feed import empty_batch
-from gradatim.train.precision import arithmetic, weight_dtype
+from gradatim.train.precision import arithmetic, step_arithmetic, weight_dtype
 
 Network = Literal["nccl", "gloo"]
 CPU = torch.device("cpu")
@@ -265,7 +265,8 @@ class _Rank:
         observer.kind = "loss"
         self._tell_everybody([*counts.values(), rows * config.context])  # of targets and tokens, how many
         self.gradients.begin()
-        ran = pipeline.run(microbatches, counts)
+        with step_arithmetic(config.precision):
+            ran = pipeline.run(microbatches, counts)
         observer.action, observer.kind = "", "update"
         self.gradients.finish()
         self._tell_everybody([float(total) for total in ran.sums.values()])

@@ -22,10 +22,10 @@ from gradatim.models.layers.output import (
     IGNORE,
     SLICE_BYTES,
     Output,
-    autocast_dtype,
     product,
     slices,
 )
+from gradatim.models.layers.working import autocast_dtype, in_type
 from gradatim.parallel.collectives import (
     begin_gather,
     begin_scatter,
@@ -216,7 +216,7 @@ def _pass(
     words, axis = output.words(), output.axis
     dtype = low or hidden.dtype
     exact = torch.promote_types(dtype, torch.float32)
-    h, w = hidden.to(dtype), weight[:words].to(dtype)
+    h, w = hidden.to(dtype), in_type(weight, dtype)[:words]
     grad_hidden = torch.zeros_like(hidden) if needs[0] else None
     grad_weight = torch.empty_like(weight) if needs[1] else None
     if grad_weight is not None:

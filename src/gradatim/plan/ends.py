@@ -76,14 +76,14 @@ def head_part(case: Case) -> Part:
     some = pieces(rows, SCORES / wide)
     scores = FULL * some * words
     ledger = Ledger()
-    ledger.take(walk.whole, LOW * words * model.width)  # as products read them
+    ledger.take(walk.whole)  # as products read it
     ledger.take(LOW * (rows + 1) * words)
     ledger.take((3 if some < rows else 2) * scores)
     ledger.free(scores if some < rows else 0.0)
     if not case.split:
         ledger.pass_by(LOW * rows * model.width)
     ledger.take(LOW * words * model.width)  # before it is added to the gradient
-    return Part(kept, ledger.peak, (6 if case.rms else 3) * stream)
+    return Part(kept, ledger.peak, (6 if case.rms else 3) * stream, LOW * padded * model.width)
 
 
 def pieces(rows: int, most: float) -> int:

@@ -149,18 +149,18 @@ def _two_sides(model: EncoderDecoder, stack: Stack, sequences: int, tp: int, rec
             block.kept + cross.kept,
             max(block.forward, cross.forward),
             max(block.backward, cross.backward) + hidden,  # with the gradient of the encoder's output
-            block.cached + cross.cached,
+            block.copies + cross.copies,
         ),
         Part(
             read.embedding.kept + n * encoder.kept + 2 * hidden + written.embedding.kept,  # its last norm, the output
-            max(read.embedding.forward, encoder.forward + (n - 1) * encoder.cached, written.embedding.forward),
+            max(read.embedding.forward, encoder.forward, written.embedding.forward),
             max(read.embedding.backward, encoder.backward, written.embedding.backward),
         ),
         written.head,
         written.table,
         0.0,
         read.step + written.step,
-        written.constant,
+        written.constant + n * encoder.copies,
     )
 
 
@@ -280,6 +280,7 @@ def activation_peak(parts: Parts, at: Stages) -> tuple[Numbers, Numbers]:
     held = graphs * chunk + waiting * at.layers * block.deferred
     held = held + np.where(first, at.in_flight / at.chunks * embedding.kept, 0.0)
     held = held + np.where(last & gpipe, (at.microbatches - 1) * head.kept, 0.0)
+    held = held + at.chunks * at.layers * block.copies + np.where(last, head.copies, 0.0)
 
     once = looped & (at.microbatches <= at.pp)  # all pass a rank's first chunk before any comes back
     going, coming = between_stages(at, once)
@@ -292,11 +293,11 @@ def activation_peak(parts: Parts, at: Stages) -> tuple[Numbers, Numbers]:
     # When a chunk's first block goes backward, those behind it have left what waits in place of what they kept.
     behind = (at.layers - 1) * (block.deferred - block.kept) + given
     moments = [
-        block.forward + (at.layers - 1) * block.cached + forward,
+        block.forward + forward,
         block.backward + backward + tied,
         block.backward + backward + tied + np.where(at.layers > 1, behind, 0.0),
         np.where(zero_bubble, at.layers * (block.deferred - block.kept) + block.products + backward, 0.0),
-        np.where(last, head.kept + head.forward + at.layers * block.cached + forward, 0.0),
+        np.where(last, head.kept + head.forward + forward, 0.0),
         np.where(last, head.backward + backward + tied, 0.0),
         np.where(first, embedding.forward + forward + empty, 0.0),
         np.where(first, embedding.backward + backward + given + 2 * tied + empty + left, 0.0),

@@ -5,8 +5,8 @@ saves some, lets go of others. So a plan says what ``gradatim rehearse`` counts.
 stream are fp32, matrix products bf16. Between layers stand n = b·s/t positions where the sequence is split (Korthikanti
 et al. 2022, arXiv:2205.05198, section 4), within them all N = b·s.
 
-Layers cut over tensor-parallel ranks, and those whose weight gradients wait, make a bf16 weight anew for each product.
-Whole ones leave that to autocast, whose copies autograd keeps with each microbatch.
+Each matrix has one bf16 copy, made when a step first needs it and there until its passes are over
+(``models/layers/working``).
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Part:
     """Besides, at the worst moment of its forward pass."""
     backward: float = 0.0
     """Besides, at the worst moment of its backward pass."""
-    cached: float = 0.0
-    """From its forward pass to the end of its chunk's."""
+    copies: float = 0.0
+    """Its matrices as bf16, through the step and for all microbatches at once."""
     deferred: float = 0.0
     """In place of ``kept``, while weight gradients wait."""
     products: float = 0.0
@@ -137,7 +137,7 @@ class Walk:
         self.whole = LOW * case.tokens * model.width
         self.per_row = LOW * case.tokens
         self.ledger = Ledger()
-        self.cached = 0.0
+        self.copies = 0.0
         self.names: list[float] = []
 
     def save(self, *tensors: float) -> None:
@@ -204,37 +204,27 @@ class Walk:
 
     def column(self, width: float, layers: int) -> None:
         """``ColumnLinear``, or as many whole layers of one input."""
-        weight = LOW * self.case.model.width * width
+        self.copies += LOW * self.case.model.width * width * layers
         if not self.case.cut:
             self.save(self.low * (layers if self.saves else 1))
-            self.copy(weight * layers)
             self.save(self.per_row * width * layers)
             return
         self.save(self.low)
         if self.case.split:
             self.ledger.take(2 * self.whole)  # the parts, and put together
             self.ledger.free(self.whole)
-        self.ledger.pass_by(weight)
         self.save(self.per_row * width * layers)
         self.ledger.free(self.whole if self.case.split else 0.0)
 
-    def copy(self, weight: float) -> None:
-        """A weight as bf16, by autocast."""
-        self.ledger.take(weight)
-        if not self.saves:
-            self.cached += weight
-
     def row(self, width: float) -> None:
         """``RowLinear``; then its output is added to the residual stream."""
-        weight = LOW * self.case.model.width * width
+        self.copies += LOW * self.case.model.width * width
         if self.case.cut:
-            self.ledger.take(weight, self.whole)
-            self.ledger.free(weight)
+            self.ledger.take(self.whole)
             if self.case.split:
                 self.ledger.take(self.whole, self.low)  # parts in order, and the sum of one
                 self.ledger.free(2 * self.whole)
         else:
-            self.copy(weight)
             self.ledger.take(self.low)
         self.save(self.masks)
         self.ledger.free(self.stream)  # the norm's output
@@ -291,14 +281,11 @@ class Walk:
         ledger.take(self.low)
         if not case.cut:
             ledger.take(self.per_row * width)
-            ledger.take(LOW * numbers)
-            ledger.free(self.low, x, LOW * numbers)
-            ledger.take(FULL * numbers)
-            ledger.free((LOW + FULL) * numbers)
+            self.gradient(numbers)
+            ledger.free(self.low, x, FULL * numbers)
             return 0.0
         ledger.take(part, part)  # the parts, and put together
         ledger.take(self.per_row * width)
-        ledger.pass_by(LOW * numbers)
         if case.waits:  # with the gradient of the output and the input
             ledger.free(part, self.low if case.split else 0.0)
             return self.whole + self.per_row * width
@@ -313,17 +300,14 @@ class Walk:
         if not case.cut:
             for _ in range(layers):
                 ledger.take(self.low)
-                ledger.take(LOW * numbers)
-                ledger.free(outputs / layers, self.low, LOW * numbers)
-                ledger.take(FULL * numbers)
-                ledger.free((LOW + FULL) * numbers)
+                self.gradient(numbers)
+                ledger.free(outputs / layers, self.low, FULL * numbers)
             if layers > 1:  # summed
                 ledger.take(self.low)
                 ledger.free(self.low * layers)
             return 0.0
         again = 0.0 if case.waits else part
         ledger.take(again, self.whole)
-        ledger.pass_by(LOW * numbers)
         if case.split:
             ledger.take(self.low)
             ledger.pass_by(self.whole)
@@ -363,18 +347,18 @@ def block_part(case: Case) -> Part:
     there.forward()
     kept = there.ledger.held - stream  # its output is what the next block keeps
     back.ledger = Ledger(kept + stream)
-    forward, cached = there.ledger.peak - kept, 0.0
+    forward = there.ledger.peak - kept
     if case.recompute == "full":  # the pass above comes when the gradient is there already, also as bf16
         back.ledger.peak = there.ledger.peak + stream + there.low
         first = Walk(case, saves=False)
         first.ledger = Ledger(stream)
         first.forward()
-        kept, forward, cached = stream, first.ledger.peak - stream, first.cached
+        kept, forward = stream, first.ledger.peak - stream
     deferred, products = back.backward(), 0.0
     if case.waits:
         largest = case.model.width * max(case.rows, case.inner)
         products = (LOW + FULL) * largest + (3 * there.whole if case.split else 0.0)
-    return Part(kept, forward, back.ledger.peak - kept, cached, deferred, products)
+    return Part(kept, forward, back.ledger.peak - kept, there.copies, deferred, products)
 
 
 @lru_cache(maxsize=4096)
@@ -391,4 +375,6 @@ def cross_part(case: Case) -> Part:
     walk.row(case.queries)
     kept = walk.ledger.held - walk.stream
     forward = walk.ledger.peak - kept
-    return Part(0.0, forward, kept) if case.recompute == "full" else Part(kept, forward)
+    if case.recompute == "full":
+        return Part(0.0, forward, kept, walk.copies)
+    return Part(kept, forward, copies=walk.copies)

@@ -29,7 +29,7 @@ from gradatim.text.prepare_task import AnyPrepared, PreparedTask
 from gradatim.train.checkpoint import Checkpoint, newest_valid, save_checkpoint
 from gradatim.train.manifest import Manifest
 from gradatim.train.optimizer import build_optimizer, clip_gradients, gradient_norm, set_learning_rate
-from gradatim.train.precision import arithmetic, device, weight_dtype
+from gradatim.train.precision import arithmetic, device, step_arithmetic, weight_dtype
 from gradatim.train.start import Start
 from gradatim.train.state import Counters, restore, state_tensors
 
@@ -161,16 +161,17 @@ class SerialEngine:
         size = config.layout.microbatch or len(batch.ids)
         totals = {name: torch.zeros((), dtype=torch.float64, device=self.where) for name in counts}
         carried: list[Any] = []
-        for number, first in enumerate(range(0, len(batch.ids), size)):
-            rows = slice(first, first + size)
-            part = batch.rows(rows).to(self.where)
-            torch.manual_seed(derive(config.seed, step, number))  # dropout
-            with arithmetic(config.precision, self.where):
-                terms, state = self.objective(self.model, part, self._carry_of(rows))
-            torch.autograd.backward([terms[name][0] / count for name, count in counts.items()])
-            for name, total in totals.items():
-                total += terms[name][0].detach()
-            carried.append(state)
+        with step_arithmetic(config.precision):
+            for number, first in enumerate(range(0, len(batch.ids), size)):
+                rows = slice(first, first + size)
+                part = batch.rows(rows).to(self.where)
+                torch.manual_seed(derive(config.seed, step, number))  # dropout
+                with arithmetic(config.precision, self.where):
+                    terms, state = self.objective(self.model, part, self._carry_of(rows))
+                torch.autograd.backward([terms[name][0] / count for name, count in counts.items()])
+                for name, total in totals.items():
+                    total += terms[name][0].detach()
+                carried.append(state)
         if self.model.carries_state:
             self.carry = type(carried[0]).join([state.detach() for state in carried])
         loss, parts = mean_of_terms({name: float(total) for name, total in totals.items()}, counts)

@@ -1,4 +1,7 @@
-"""Arithmetic of a run: fp32, fp64, or bf16 matmuls over fp32 weights, gradients and sums (torch's autocast)."""
+"""Arithmetic of a run: fp32, fp64, or bf16 matmuls over fp32 weights, gradients and sums (torch's autocast).
+
+In bf16 the fp32 weights are the masters. Their bf16 copies live for a step (``models/layers/working``).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import contextlib
 from contextlib import AbstractContextManager
 
 import torch
+
+from gradatim.models.layers.working import keep_copies
 
 
 def device() -> torch.device:
@@ -22,6 +27,13 @@ def arithmetic(precision: str, where: torch.device) -> AbstractContextManager[ob
     """The context of forward passes."""
     if precision == "bf16":
         return torch.autocast(where.type, torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def step_arithmetic(precision: str) -> AbstractContextManager[object]:
+    """The context of all of a step's passes, forward and backward, between two updates of the weights."""
+    if precision == "bf16":
+        return keep_copies()
     return contextlib.nullcontext()
 
 

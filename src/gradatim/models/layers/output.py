@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from gradatim.models.layers.linear import linear
+from gradatim.models.layers.working import autocast_dtype, in_type
 
 IGNORE = -100
 CHUNK_BYTES = 1 << 26
@@ -101,12 +102,6 @@ class Head(nn.Module):
         return hidden
 
 
-def autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """What autocast has matmuls of such a tensor run in; None where it is off."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-
-
 def at_least_fp32(x: Tensor) -> Tensor:
     """Half precision widened, fp32 and fp64 as they are."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
@@ -164,7 +159,7 @@ def _loss_and_gradients(
 ) -> tuple[Tensor, tuple[Tensor | None, Tensor | None, Tensor | None]]:
     dtype = low or hidden.dtype
     exact = torch.promote_types(dtype, torch.float32)
-    h, w = hidden.to(dtype), weight[:vocab_size].to(dtype)
+    h, w = hidden.to(dtype), in_type(weight, dtype)[:vocab_size]
     loss = torch.zeros((), dtype=exact, device=hidden.device)
     grad_hidden = torch.empty_like(hidden) if needs[0] else None
     grad_weight = torch.empty_like(weight) if needs[1] else None
