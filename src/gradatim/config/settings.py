@@ -320,6 +320,24 @@ class DataConfig:
 # --------------------------------------------------------------------------- training
 
 
+AdapterTarget = Literal["qkv", "q", "k", "v", "out", "gate", "up", "down"]
+"""Layers of a block that an adapter can stand beside; qkv is one for queries, keys and values together."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoraConfig:
+    """Low-rank adapters: W stays as it is, and (alpha / rank) · B A is learned beside it (Hu et al., 2021)."""
+
+    rank: int | None = None
+    """Rows of A and columns of B; null trains the weights themselves."""
+    alpha: float = 16.0
+    """What the adapter adds is multiplied by alpha / rank."""
+    dropout: float = 0.0
+    """Share of an adapter's inputs dropped in training."""
+    targets: tuple[AdapterTarget, ...] = ("qkv",)
+    """Layers that get an adapter: attention's qkv (or q, k, v by themselves) and out, feed-forward's gate, up, down."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimizerConfig:
     """AdamW and its learning rate."""
@@ -424,6 +442,8 @@ class RunConfig:
     """What is trained; `kind` says which, and each kind has fields of its own."""
     init_from: str | None = None
     """Start from the weights of this run or Hugging Face directory; its model fills in what the recipe leaves open."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Whether the weights of init_from stay as they are and low-rank adapters beside them are trained."""
     task: TaskConfig = field(default_factory=TaskConfig)
     """What a Transformer is fine-tuned for."""
     data: DataConfig = field(default_factory=DataConfig)

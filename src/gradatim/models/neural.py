@@ -68,7 +68,7 @@ class NeuralModel(nn.Module, ABC):
 
     def parameter_count(self) -> int:
         """Trainable numbers; a tied matrix counts once."""
-        return sum(parameter.numel() for parameter in self.parameters())
+        return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
 
 
 class NeuralLanguageModel(NeuralModel):

@@ -23,6 +23,7 @@ from gradatim.config.settings import BertConfig, NgramConfig, RunConfig
 from gradatim.config.tuned import model_of
 from gradatim.errors import CheckpointError, ConfigError, DataError, LaunchError, Problem
 from gradatim.models import build_model
+from gradatim.models.layers.lora import stored
 from gradatim.models.neural import NeuralLanguageModel, NeuralModel
 from gradatim.models.protocol import LanguageModel
 from gradatim.text.tokenizer import Tokenizer, load_tokenizer
@@ -327,7 +328,7 @@ def load_weights(model: torch.nn.Module, tensors: dict[str, Tensor], where: Path
     Raises:
         CheckpointError: names or shapes differ, each difference listed.
     """
-    own = dict(model.named_parameters())
+    own = stored(model)
     problems = (
         [
             Problem(where=str(where), what=f"the checkpoint has no parameter {name}", attempt="is it of another model?")
