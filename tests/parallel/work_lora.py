@@ -11,7 +11,8 @@ from torch import Tensor
 from work_layouts import Parts, make_text, mesh_of, pieces
 from work_tuning import make_rows
 
-from gradatim.config.settings import BertConfig, GptConfig, LayoutConfig, LoraConfig, OptimizerConfig, RunConfig
+from gradatim.config.settings import BertConfig, GptConfig, LayoutConfig, OptimizerConfig, RunConfig
+from gradatim.config.settings_lora import LoraConfig
 from gradatim.config.settings_task import TaskConfig
 from gradatim.config.tuned import model_of
 from gradatim.models import build_model

@@ -9,13 +9,13 @@ import torch
 from gradatim.config.settings import (
     BertConfig,
     GptConfig,
-    LoraConfig,
     RecurrentConfig,
     Seq2SeqConfig,
     TransformerConfig,
     TranslateLmConfig,
     WindowConfig,
 )
+from gradatim.config.settings_lora import LoraConfig
 from gradatim.config.tuned import AnyModelConfig, TunedConfig
 
 if TYPE_CHECKING:

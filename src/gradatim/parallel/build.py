@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from gradatim.config.settings import LoraConfig
+from gradatim.config.settings_lora import LoraConfig
 from gradatim.config.tuned import AnyModelConfig
 from gradatim.models import new_model
 from gradatim.models.layers.attention import SelfAttention

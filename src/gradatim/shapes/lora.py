@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from gradatim.config.settings import AdapterTarget, BertConfig, GptConfig, LoraConfig
+from gradatim.config.settings import BertConfig, GptConfig
+from gradatim.config.settings_lora import AdapterTarget, LoraConfig
 from gradatim.config.tuned import AnyModelConfig, TunedConfig
 from gradatim.shapes import parameters
 from gradatim.shapes.parameters import COLUMN, REPLICATED, ROW, ParameterShape

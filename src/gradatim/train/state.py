@@ -17,7 +17,8 @@ from gradatim.models.layers.lora import stored
 from gradatim.models.neural import NeuralLanguageModel, NeuralModel
 from gradatim.train.checkpoint import Checkpoint
 from gradatim.train.optimizer import load_optimizer, optimizer_tensors
-from gradatim.train.run_directory import MODEL, load_weights
+from gradatim.train.run_directory import MODEL
+from gradatim.train.weights import load_weights
 
 OPTIMIZER, CARRY = "optimizer/", "carry/"
 

@@ -7,6 +7,7 @@ never are. Everything wrong with the tensors is found before the first one is re
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,8 @@ from gradatim.shapes import parameters
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt")
+SAMPLES, SAMPLE_BYTES = 64, 1 << 14
+"""Of a file of weights, by which it is told from others: its header is among them, its end too."""
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -76,6 +79,18 @@ class HuggingFaceDirectory:
             if len(ours) < rows:
                 ours = torch.cat([ours, ours.new_zeros(rows - len(ours), *ours.shape[1:])])
         return ours.contiguous()
+
+    def digest(self) -> str:
+        """A fingerprint of the weights: their headers, and samples of every file (reading all of it takes minutes)."""
+        found = hashlib.sha256()
+        for path in sorted({stored.file for stored in self.stored.values()}):
+            with path.open("rb") as file:
+                size = path.stat().st_size
+                found.update(f"{path.name} {size}".encode())
+                for place in range(SAMPLES):
+                    file.seek(max(0, size - SAMPLE_BYTES) * place // (SAMPLES - 1))
+                    found.update(file.read(SAMPLE_BYTES))
+        return found.hexdigest()
 
     def _tensor(self, stored: Stored) -> Tensor:
         with _opened(stored.file) as file:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gradatim.config.settings import LoraConfig
+from gradatim.config.settings_lora import LoraConfig
 from gradatim.models.layers.attention import SelfAttention
 from gradatim.models.layers.feed_forward import FeedForward
 from gradatim.models.layers.linear import Linear, linear
