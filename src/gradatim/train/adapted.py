@@ -20,10 +20,9 @@ from gradatim.config.tuned import model_of
 from gradatim.errors import CheckpointError, Problem
 from gradatim.models import new_model
 from gradatim.models.layers.init import draw
-from gradatim.models.layers.lora import merged
+from gradatim.models.layers.lora import layers_of, merged
 from gradatim.models.neural import NeuralModel
 from gradatim.shapes import parameters
-from gradatim.shapes.lora import MARK, is_adapter
 from gradatim.train.run_directory import BASE, Run
 from gradatim.train.start import Start, Weights, open_weights
 
@@ -79,13 +78,7 @@ class Merged:
         self.group = config.model.n_heads // (kv or config.model.n_heads)
         self.head_dim = config.model.d_model // config.model.n_heads
         self.shapes = {s.name: s.shape for s in parameters(self.kind, self.words, config.context)}
-        self.adapters: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
-        """A and B by layer and target."""
-        for name in filter(is_adapter, held):
-            layer, _, rest = name.partition(MARK)
-            if rest.endswith(".a"):
-                target = rest.removesuffix(".a")
-                self.adapters.setdefault(layer, {})[target] = (held[name], held[f"{layer}{MARK}{target}.b"])
+        self.adapters = layers_of(held)
 
     def base(self, name: str) -> Tensor:
         """A whole parameter as it was before training: read, or drawn where the base has none."""

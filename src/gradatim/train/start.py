@@ -65,13 +65,13 @@ def open_weights(path: Path, which: str = "best") -> Weights:
             path / "tokenizer.json", shapes, (), read, (run.config.task.kind, run.labels),
             hashlib.sha256(json.dumps(files).encode()).hexdigest(), checkpoint.step,
         )  # fmt: skip
-    if not (path / "config.json").is_file():
+    if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
         what = "there is neither a run nor a Hugging Face directory"
         raise CheckpointError(Problem(where=str(path), what=what, allowed="a folder with config.yaml or config.json"))
     from gradatim.interop.huggingface.directory import open_directory
 
     found = open_directory(path)
-    own = path / "tokenizer.json"
+    own = found.path / "tokenizer.json"
     fingerprint = load_tokenizer(own).fingerprint if own.is_file() else None
     shapes = {shape.name: shape.shape for shape in parameters(found.config, found.vocab_size, found.context)}
     given = {name: shapes[name] for name in found.names()}

@@ -63,9 +63,7 @@ def export_directory(run: Run, checkpoint: Checkpoint, directory: Path, shard_by
     """
     config, tokenizer = run.config, run.tokenizer
     architecture = architecture_of(config.model, str(run.directory))
-    if directory.is_dir() and any(directory.iterdir()):
-        what = "there is something in this directory already"
-        raise ConfigError(Problem(where=str(directory), what=what, attempt="a directory that is empty or new"))
+    refuse_filled(directory)
     model, words = model_of(config, len(run.labels)), tokenizer.vocab_size
     if isinstance(model, TunedConfig):
         found = tuned_sources(architecture, model, words, config.context)
@@ -79,13 +77,20 @@ def export_directory(run: Run, checkpoint: Checkpoint, directory: Path, shard_by
         if isinstance(model, TunedConfig):
             facts |= tuned_settings(architecture, model, run.labels, words, model.body.dropout)
         _json(directory / CONFIG, facts)
-        _tokenizer(tokenizer, config, model, directory)
+        write_tokenizer(tokenizer, config, model, directory)
         (directory / "README.md").write_text(card(run, checkpoint, architecture, count, model), encoding="utf-8")
     except OSError as error:
         what = f"the directory cannot be written ({error.strerror or error})"
         raise LaunchError(Problem(where=str(directory), what=what, attempt="another directory")) from None
     others = (CONFIG, "tokenizer.json", "tokenizer_config.json", "README.md")
     return Exported(directory=str(directory), architecture=architecture, files=(*files, *others), parameters=count)
+
+
+def refuse_filled(directory: Path) -> None:
+    """Raise ConfigError where a directory holds something already."""
+    if directory.is_dir() and any(directory.iterdir()):
+        what = "there is something in this directory already"
+        raise ConfigError(Problem(where=str(directory), what=what, attempt="a directory that is empty or new"))
 
 
 def _weights(
@@ -124,7 +129,7 @@ def _weights(
     return names, str(first).removeprefix("torch."), count
 
 
-def _tokenizer(tokenizer: Tokenizer, config: RunConfig, model: AnyModelConfig, directory: Path) -> None:
+def write_tokenizer(tokenizer: Tokenizer, config: RunConfig, model: AnyModelConfig, directory: Path) -> None:
     """``tokenizer.json`` and what the library must be told besides."""
     context = config.context
     facts = json.loads(tokenizer.engine.to_str())

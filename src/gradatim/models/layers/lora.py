@@ -23,7 +23,7 @@ from gradatim.models.layers.attention import SelfAttention
 from gradatim.models.layers.feed_forward import FeedForward
 from gradatim.models.layers.linear import Linear, linear
 from gradatim.models.neural import NeuralModel
-from gradatim.shapes.lora import LAYERS, is_adapter
+from gradatim.shapes.lora import LAYERS, MARK, is_adapter
 
 
 class Adapter(nn.Module):
@@ -131,6 +131,17 @@ def stored(model: nn.Module) -> dict[str, nn.Parameter]:
     if not any(map(is_adapter, named)):
         return named
     return {name: parameter for name, parameter in named.items() if parameter.requires_grad}
+
+
+def layers_of(named: Mapping[str, Tensor]) -> dict[str, dict[str, tuple[Tensor, Tensor]]]:
+    """A and B of the adapters among some parameters, by layer and target."""
+    found: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
+    for name in filter(is_adapter, named):
+        layer, _, rest = name.partition(MARK)
+        if rest.endswith(".a"):
+            target = rest.removesuffix(".a")
+            found.setdefault(layer, {})[target] = (named[name], named[f"{layer}{MARK}{target}.b"])
+    return found
 
 
 def merged(
