@@ -32,6 +32,22 @@ def lora(config: RunConfig, rules: Rules) -> None:
         allowed="init_from with a run or a Hugging Face directory, or rank null",
         attempt="--init_from DIR",
     )
+    width = getattr(model, "d_model", adapters.rank)
+    rules.require(
+        adapters.rank <= width,
+        "lora.rank model.d_model",
+        "a matrix has no more rank than its width: an adapter so wide is no smaller than the weights",
+        allowed=f"1 to {width}",
+        attempt="--lora.rank 8",
+    )
+    for name, plain in {"frozen_layers": 0, "frozen_embeddings": False}.items():
+        rules.require(
+            getattr(config.task, name) == plain,
+            f"task.{name} lora.rank",
+            "beside adapters every weight keeps its value already",
+            allowed=f"{str(plain).lower()}, or lora.rank null",
+            attempt=f"--task.{name} {str(plain).lower()}",
+        )
     targets = adapters.targets
     once = tuple(dict.fromkeys(targets))
     rules.require(
