@@ -13,7 +13,9 @@ from gradatim.cli.main import main
 
 Run = Callable[..., tuple[int, Any, str]]
 BASE = ["--global_batch", "4", "--context", "16", "--model.d_model", "16", "--model.n_layers", "1", "--model.n_heads",
-        "2", "--model.positions", "learned", "--data.train", "text.txt", "--data.tokenizer.kind", "char", "--optimizer.warmup", "0"]  # fmt: skip
+        "2", "--model.d_ff", "64", "--model.positions", "learned", "--model.norm", "layer", "--model.activation",
+        "gelu", "--model.bias", "true", "--data.train", "text.txt", "--data.tokenizer.kind", "char",
+        "--optimizer.warmup", "0"]  # fmt: skip
 LORA = ["--lora.rank", "2", "--lora.targets", "q,up", "--init_from", "base", "--data.tokenizer.path",
         "base/tokenizer.json"]  # fmt: skip
 
@@ -40,7 +42,7 @@ def test_from_training_to_both_exports(run: Run) -> None:
     code, found, _ = run("complete", "r", "the more", "--max-new", "3")
     assert code == 0 and found["completions"]
     code, found, _ = run("export", "r", "adapter", "--format", "peft")
-    assert code == 0 and found["parameters"] == trained["parameters"]
+    assert code == 0 and found["parameters"] == trained["parameters"] + 2 * 32, "c_attn's B has rows of k and v, too"
     facts = json.loads(Path("adapter/adapter_config.json").read_text())
     assert facts["r"] == 2 and facts["base_model_name_or_path"] is None, "a run is no directory of the library"
     assert run("export", "r", "merged")[0] == 0 and Path("merged/model.safetensors").is_file()

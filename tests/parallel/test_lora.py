@@ -82,6 +82,17 @@ def test_a_layout_trains_the_same_adapters(
     assert ranks[0][3] < held / 2, "no moments of weights that stay as they are"
 
 
+@pytest.mark.layouts
+def test_compiled_blocks_train_the_same_adapters(pool: Callable[[int], Pool]) -> None:
+    config = work_lora.make_config(MODELS["llama"], LORA["gated"], LAYOUTS["sp2"], TASKS["text"], compile=True)
+    ranks = pool(2).run("work_lora:layout", config, timeout=500.0)
+    outcomes, weights, *_ = reference("llama", "gated", "text")
+    for ours, theirs in zip(ranks[0][0], outcomes, strict=True):
+        assert ours == pytest.approx(theirs, rel=TOLERANCE)
+    apart, where = difference(assembled([held for _, held, *_ in ranks]), weights)
+    assert apart <= TOLERANCE, f"weight {where}: {apart:.1e}"
+
+
 @pytest.mark.parametrize("task", ["text", "classify"])
 def test_only_adapters_and_a_tasks_head_move(task: str) -> None:
     model = "bert" if task == "classify" else "llama"

@@ -68,7 +68,7 @@ class NeuralModel(nn.Module, ABC):
 
     def parameter_count(self) -> int:
         """Trainable numbers; a tied matrix counts once."""
-        return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+        return sum(parameter.numel() for parameter in self.parameters())
 
 
 class NeuralLanguageModel(NeuralModel):

@@ -24,7 +24,7 @@ from gradatim.models.layers.init import draw, init_of
 from gradatim.models.neural import NeuralLanguageModel, NeuralModel
 from gradatim.objectives import objective_of
 from gradatim.objectives.next_token import NextToken
-from gradatim.shapes.lora import is_adapter
+from gradatim.shapes.lora import is_adapter, trained_parameters
 from gradatim.text.feed import Feed, feed_of, notes_of, source_vocabulary, steps_per_epoch, validation_rows
 from gradatim.text.order import derive
 from gradatim.text.prepare_task import AnyPrepared, PreparedTask
@@ -139,7 +139,11 @@ class SerialEngine:
             if is_frozen(name, config.task):
                 parameter.requires_grad_(False)
         self.weights = list(self.model.parameters())
-        self.parameters = self.model.parameter_count()
+        words, labels = prepared.tokenizer.vocab_size, label_count(prepared)
+        trained = trained_parameters(
+            model_of(config, labels), config.lora, words, config.context, source_vocabulary(prepared)
+        )
+        self.parameters = sum(shape.size for shape in trained)
         self.optimizer = build_optimizer(self.model, config.optimizer, config.task)
         self.objective = objective_of(config)
         self.batches: Feed = feed_of(config, prepared)
