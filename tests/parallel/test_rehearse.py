@@ -20,10 +20,12 @@ from work_layouts import BATCH, VOCABULARY, make_config
 
 from gradatim.cli.main import main
 from gradatim.config.settings import RunConfig
+from gradatim.config.settings_lora import LoraConfig
 from gradatim.parallel.observe import Observer
 from gradatim.parallel.rehearse import Network, Rehearsal, rehearse, shorter, situations
 from gradatim.schedules import build_schedule, lower
 from gradatim.shapes import REPLICATED, parameters
+from gradatim.shapes.lora import adapter_parameters
 from gradatim.shapes.split import layers_of_chunks
 
 GPT2 = {"d_model": 16, "n_layers": 4, "n_heads": 4, "vocab_multiple": 4}
@@ -144,6 +146,23 @@ def padding(found: Rehearsal, sizes: list[int]) -> int:
     extra = found.gradient_bytes - 4 * sum(sizes)
     assert 0 <= extra < 64 * (len(sizes) + 8)
     return extra
+
+
+@pytest.mark.parametrize("layout", [SINGLE, {"tp": 2, "sequence_parallel": True}], ids=["alone", "tp2 sp"])
+def test_beside_adapters_weights_have_neither_gradients_nor_moments(layout: Overrides) -> None:
+    lora = LoraConfig(rank=2, targets=("qkv", "down"))
+    config = dataclasses.replace(config_of(layout, GPT2), lora=lora, init_from="base")
+    tp = layout.get("tp", 1)
+    found, without = play(config), play(config_of(layout, GPT2))
+    shapes = adapter_parameters(config.model, lora, VOCABULARY, config.context)
+    sizes = [shape.size // (1 if shape.split == REPLICATED else tp) for shape in shapes]
+    assert found.parameters == without.parameters + sum(sizes)
+    assert found.weights_bytes == 4 * found.parameters
+    assert found.gradient_bytes - padding(found, sizes) == 4 * sum(sizes)
+    assert found.optimizer_bytes == 8 * sum(sizes) + 4 * len(sizes)
+    low = play(dataclasses.replace(config, precision="bf16"))
+    assert low.weights_bytes < 0.55 * found.weights_bytes + 4 * sum(sizes), "fixed matrices as they are multiplied"
+    assert low.optimizer_bytes == found.optimizer_bytes
 
 
 def test_zero_1_shards_moments() -> None:

@@ -1,4 +1,4 @@
-"""``gradatim export RUN DIR --format hf|arpa``: a run's model for other programs."""
+"""``gradatim export RUN DIR --format hf|peft|arpa``: a run's model for other programs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from gradatim.cli.output import Verb, emit, json_option, say
 @click.command(cls=Verb)
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("directory", type=click.Path(path_type=Path))
-@click.option("--format", "form", type=click.Choice(["hf", "arpa"]), help="What to write [arpa of n-grams, else hf].")
+@click.option(
+    "--format", "form", type=click.Choice(["hf", "peft", "arpa"]), help="What to write [arpa of n-grams, else hf]."
+)
 @click.option(
     "--shard-size",
     type=click.FloatRange(min=0, min_open=True),
@@ -27,7 +29,8 @@ from gradatim.cli.output import Verb, emit, json_option, say
 def command(run: Path, directory: Path, form: str | None, shard_size: float, checkpoint: str, as_json: bool) -> None:
     """Write the model of RUN into DIRECTORY.
 
-    hf: a Hugging Face directory of a GPT-2, Llama or BERT. arpa: model.arpa and tokenizer.json of an n-gram model.
+    hf: a Hugging Face directory of a GPT-2, Llama or BERT, what adapters add included. peft: a run's low-rank
+    adapters alone. arpa: model.arpa and tokenizer.json of an n-gram model.
     """
     from gradatim.cli.runs import find_run, open_run
     from gradatim.errors import ConfigError, Problem
@@ -35,10 +38,17 @@ def command(run: Path, directory: Path, form: str | None, shard_size: float, che
     from gradatim.models.ngram import NgramModel
 
     found = find_run(run, checkpoint)
-    if (form or ("arpa" if found.config.model.kind == "ngram" else "hf")) == "hf":
+    form = form or ("arpa" if found.config.model.kind == "ngram" else "hf")
+    if form != "arpa":
         from gradatim.interop.huggingface.write import export_directory
+        from gradatim.interop.huggingface.write_adapters import export_adapters
 
-        exported = export_directory(found, found.checkpoint(checkpoint, say), directory, round(shard_size * 10**9))
+        held = found.checkpoint(checkpoint, say)
+        exported = (
+            export_directory(found, held, directory, round(shard_size * 10**9))
+            if form == "hf"
+            else export_adapters(found, held, directory)
+        )
         text = f"{directory}: {exported.architecture}, {exported.parameters:,} parameters, {', '.join(exported.files)}"
         emit(asdict(exported), as_json, lambda: text)
         return

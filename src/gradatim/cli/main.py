@@ -30,6 +30,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "check": ("check", "Check a recipe and its overrides; list every problem at once."),
     "train": ("train", "Train the model of a recipe."),
     "evaluate": ("evaluate", "Measure a run: perplexity and bits per byte of held-out text; BLEU of translators."),
+    "harness": ("harness", "Judge a run by tasks of the lm-evaluation-harness."),
     "score": ("score", "Rank sentences by their probability."),
     "next": ("next", "Show the distribution over the next token of a prompt."),
     "complete": ("complete", "Continue a prompt: greedy, sampled or by beam search."),

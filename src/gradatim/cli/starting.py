@@ -21,9 +21,11 @@ def source_model(source: str) -> dict[str, str]:
     try:
         if (path / "config.yaml").is_file():
             model = load_config(path / "config.yaml", to_train=False).model
-        elif (path / "config.json").is_file():
+        elif any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
+            from gradatim.interop.huggingface.adapter_config import is_adapter_directory, read_adapter_config
             from gradatim.interop.huggingface.settings import read_settings
 
+            path = read_adapter_config(path).base if is_adapter_directory(path) else path
             facts = json.loads((path / "config.json").read_text(encoding="utf-8"))
             _, model, _, _ = read_settings(path / "config.json", facts)
         else:

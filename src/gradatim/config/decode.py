@@ -143,7 +143,8 @@ class Decoder:
                 )
             )
             return
-        guess = nearest(key, hints(cls))
+        elsewhere = not section and any(path.rpartition(".")[2] == key for path in option_names())
+        guess = "" if elsewhere else nearest(key, hints(cls))
         guess = ".".join([section, guess, *names[1:]]).lstrip(".") if guess else ""
         if not guess or (len(names) > 1 and guess not in option_names()):
             guess = likeliest(path)

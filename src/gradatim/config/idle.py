@@ -15,7 +15,7 @@ Field = tuple[str, str]
 def idle(config: RunConfig) -> list[str]:
     """A line for each setting that differs from its default and has no effect beside the others."""
     found = []
-    for path, why in (*_layout(config), *_model(config), *_optimizer(config), *_task(config)):
+    for path, why in (*_layout(config), *_model(config), *_optimizer(config), *_task(config), *_lora(config)):
         section, _, name = path.partition(".")
         value = getattr(getattr(config, section), name)
         if value != getattr(type(getattr(config, section))(), name):
@@ -70,3 +70,9 @@ def _optimizer(config: RunConfig) -> Iterator[Field]:
         yield "optimizer.min_lr", f"the rate's schedule is {optimizer.schedule}"
     if optimizer.schedule != "warmup-stable-decay":
         yield "optimizer.decay_steps", f"the rate's schedule is {optimizer.schedule}"
+
+
+def _lora(config: RunConfig) -> Iterator[Field]:
+    if config.lora.rank is None:
+        for name in ("alpha", "dropout", "targets"):
+            yield f"lora.{name}", "lora.rank is null, so the weights themselves are trained"

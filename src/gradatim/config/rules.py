@@ -14,6 +14,7 @@ from typing import Any
 from gradatim.config.describe import scalar_text
 from gradatim.config.nearby import divisors, either, multiples
 from gradatim.config.rules_layout import layout
+from gradatim.config.rules_lora import lora
 from gradatim.config.rules_pairs import PAIR_CORPORA, is_pairs, pairs
 from gradatim.config.rules_task import TABLES, task
 from gradatim.config.settings import BertConfig, GptConfig, NgramConfig, RecurrentConfig, RunConfig
@@ -66,6 +67,9 @@ RANGES: dict[str, str] = {
     "optimizer.eps": POSITIVE,
     "optimizer.weight_decay": "[0, inf)",
     "optimizer.clip": POSITIVE,
+    "lora.rank": COUNT,
+    "lora.alpha": POSITIVE,
+    "lora.dropout": SHARE,
     "layout.tp": COUNT,
     "layout.pp": COUNT,
     "layout.dp": COUNT,
@@ -102,7 +106,7 @@ def problems(
     rules = Rules(config, places or {}, broken | ranges.failed)
     if to_train:
         _text(config, rules)
-    for group in (_model, _start, _optimizer, layout, _data, pairs, task, _evaluation):
+    for group in (_model, _start, lora, _optimizer, layout, _data, pairs, task, _evaluation):
         group(config, rules)
     return ranges.found + rules.found
 

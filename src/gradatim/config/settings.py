@@ -1,7 +1,6 @@
 """Every setting of a run, once: its name, type, default and, in the sentence under it, its ``--help``.
 
-Frozen dataclasses and nothing else: reading YAML is ``decode.py``, rules that join several fields are
-``rules.py``. No torch here, so that ``gradatim check`` answers at once.
+Frozen dataclasses and nothing else: reading YAML is ``decode.py``, rules that join several fields are ``rules.py``.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from gradatim.config.settings_lora import LoraConfig
 from gradatim.config.settings_task import TaskConfig
 
 # --------------------------------------------------------------------------- models
@@ -424,6 +424,8 @@ class RunConfig:
     """What is trained; `kind` says which, and each kind has fields of its own."""
     init_from: str | None = None
     """Start from the weights of this run or Hugging Face directory; its model fills in what the recipe leaves open."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Whether the weights of init_from stay as they are and low-rank adapters beside them are trained."""
     task: TaskConfig = field(default_factory=TaskConfig)
     """What a Transformer is fine-tuned for."""
     data: DataConfig = field(default_factory=DataConfig)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from gradatim.config.settings import (
     BertConfig,
     GptConfig,
@@ -13,6 +15,7 @@ from gradatim.config.settings import (
     TranslateLmConfig,
     WindowConfig,
 )
+from gradatim.config.settings_lora import LoraConfig
 from gradatim.config.tuned import AnyModelConfig, TunedConfig
 
 if TYPE_CHECKING:
@@ -30,6 +33,45 @@ def build_model(
 
     model = new_model(config, vocab_size, context, source_vocab_size)
     initialise(model, seed)
+    return model
+
+
+def build_adapted(
+    config: AnyModelConfig,
+    lora: LoraConfig,
+    vocab_size: int,
+    context: int,
+    *,
+    seed: int,
+    dtype: torch.dtype,
+    fixed_dtype: torch.dtype,
+    device: torch.device,
+) -> NeuralModel:
+    """A model with adapters, which are drawn; its own weights are to be read from somewhere and hold nothing yet.
+
+    Matrices of those are of ``fixed_dtype``, everything else is of ``dtype``.
+    """
+    from gradatim.models.layers.init import draw, init_of
+    from gradatim.models.layers.lora import adapt
+    from gradatim.shapes.lora import learned_heads
+
+    with torch.device("meta"):
+        model = new_model(config, vocab_size, context)
+        adapt(model, lora, learned_heads(config))
+    made: dict[torch.nn.Parameter, torch.nn.Parameter] = {}
+    for name, whole in list(model.named_parameters(remove_duplicate=False)):
+        if whole not in made:
+            if whole.requires_grad:
+                drawn = draw(init_of(model, name, tuple(whole.shape)), name, tuple(whole.shape), seed)
+                made[whole] = torch.nn.Parameter(drawn.to(device, dtype))
+            else:
+                kept = fixed_dtype if whole.dim() > 1 else dtype
+                empty = torch.empty(whole.shape, dtype=kept, device=device)
+                made[whole] = torch.nn.Parameter(empty, requires_grad=False)
+        path, _, own = name.rpartition(".")
+        setattr(model.get_submodule(path), own, made[whole])
+    for buffer_name, buffer in list(model.named_buffers()):
+        setattr(model, buffer_name, buffer.to(device))
     return model
 
 

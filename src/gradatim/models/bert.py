@@ -21,7 +21,7 @@ from gradatim.models.layers.feed_forward import FeedForward
 from gradatim.models.layers.init import Init
 from gradatim.models.layers.masked_head import MaskedHead
 from gradatim.models.layers.norm import norm_layer
-from gradatim.models.layers.output import Output
+from gradatim.models.layers.output import Output, at_least_fp32
 from gradatim.models.neural import NeuralModel, Recompute
 from gradatim.shapes.bert import SEGMENTS
 from gradatim.shapes.gpt import feed_forward_width, padded_vocabulary
@@ -41,7 +41,7 @@ class BertEmbedding(Embedding):
     ) -> Float[Tensor, "b t d"]:
         """Vectors of tokens; without ``segments`` all are of the first one."""
         assert self.positions is not None
-        x = self.tokens(ids) + self.positions(first, ids.shape[1])
+        x = at_least_fp32(self.tokens(ids)) + self.positions(first, ids.shape[1])
         x = self.norm(x + self.segments(torch.zeros_like(ids) if segments is None else segments))
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
 

@@ -15,20 +15,24 @@ from functools import partial
 import torch
 from torch import nn
 
+from gradatim.config.settings_lora import LoraConfig
 from gradatim.config.tuned import AnyModelConfig
 from gradatim.models import new_model
 from gradatim.models.layers.attention import SelfAttention
 from gradatim.models.layers.cross_attention import CrossAttention
 from gradatim.models.layers.embedding import Positions, Segments, WholeSequence
 from gradatim.models.layers.feed_forward import FeedForward
-from gradatim.models.layers.init import draw, seed_of
+from gradatim.models.layers.init import draw, init_of, seed_of
+from gradatim.models.layers.lora import AdaptedLinear, adapt
 from gradatim.models.layers.output import Output
 from gradatim.models.neural import NeuralModel, Recompute
+from gradatim.parallel.adapted import adapted_columns, share
 from gradatim.parallel.linear import ColumnLinear, RowLinear, WeightGradients, columns
 from gradatim.parallel.mesh import Axis, Mesh
 from gradatim.parallel.spec import ParameterSpec, specify
 from gradatim.parallel.vocabulary import Gathered, PositionsShard, SegmentsShard, VocabEmbedding, VocabOutput
 from gradatim.shapes import COLUMN, ROW, Split, parameters
+from gradatim.shapes.lora import adapter_parameters, learned_heads
 
 
 @dataclass
@@ -59,6 +63,8 @@ def build_chunk(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     source_vocab_size: int | None = None,
+    lora: LoraConfig | None = None,
+    fixed_dtype: torch.dtype | None = None,
 ) -> Chunk:
     """Build this rank's part of a model.
 
@@ -79,12 +85,18 @@ def build_chunk(
         dtype: of the weights.
         device: where they live; on ``meta`` they are not drawn.
         source_vocab_size: of a translator whose source has a vocabulary of its own.
+        lora: adapters to be trained instead of the weights; those are then not drawn, and hold nothing yet.
+        fixed_dtype: of the matrices that are not trained; default ``dtype``.
     """
+    lora = lora or LoraConfig()
     device = torch.device(device)
     with torch.device("meta"):
         model = new_model(config, vocab_size, context, source_vocab_size)
+        if lora.rank is not None:
+            adapt(model, lora, learned_heads(config))
     shapes = {shape.name: shape for shape in parameters(config, vocab_size, context, source_vocab_size)}
     tied = "head.output.weight" in dict(model.named_parameters(remove_duplicate=False)).keys() - shapes.keys()
+    shapes |= {shape.name: shape for shape in adapter_parameters(config, lora, vocab_size, context)}
     model.keep(layers, embed=embed, head=head)
     queue = WeightGradients() if deferred else None
     if mesh.tp.size > 1 or deferred:
@@ -99,7 +111,7 @@ def build_chunk(
         specs[name] = specify(
             name, shape, mesh.tp, sequence_parallel=sequence_parallel, copy=copy, tied=twin and mesh.ends.size > 1
         )
-    materialise(model, specs, seed, dtype, device)
+    materialise(model, specs, seed, dtype, fixed_dtype or dtype, device)
     model.set_recompute(recompute)
     return Chunk(model.train(), specs, queue)
 
@@ -123,6 +135,11 @@ def exchange_layers(
     for name, module in list(model.named_modules()):
         split = splits.get(f"{name}.weight")
         new: nn.Module
+        if isinstance(module, AdaptedLinear):
+            if tp.size > 1 and split in (COLUMN, ROW):
+                share(module, split, tp, sequence_parallel)
+                module.random = partial(_shard_random, name, tp.index) if split == ROW else module.random
+            continue
         if isinstance(module, nn.Linear) and split in (COLUMN, ROW):
             kind = ColumnLinear if split == COLUMN else RowLinear
             new = kind(module, tp, sequence_parallel=sequence_parallel, queue=queue)
@@ -143,7 +160,7 @@ def exchange_layers(
         model.set_submodule(name, new)
     for name, module in model.named_modules():
         if isinstance(module, FeedForward):
-            module.project = columns
+            module.project = adapted_columns if isinstance(module.up, AdaptedLinear) else columns
         if isinstance(module, CrossAttention) and tp.size > 1 and not sequence_parallel:
             module.core_random = partial(_shard_random, name, tp.index)
         if isinstance(module, SelfAttention) and tp.size > 1:
@@ -164,9 +181,17 @@ def _shard_random(name: str, index: int) -> Iterator[None]:
 
 
 def materialise(
-    model: NeuralModel, specs: dict[str, ParameterSpec], seed: int, dtype: torch.dtype, device: torch.device
+    model: NeuralModel,
+    specs: dict[str, ParameterSpec],
+    seed: int,
+    dtype: torch.dtype,
+    fixed_dtype: torch.dtype,
+    device: torch.device,
 ) -> None:
-    """Exchange every parameter for its local part, with initial weights; a tied matrix remains one parameter."""
+    """Exchange every parameter for its local part, with initial weights; a tied matrix remains one parameter.
+
+    What is not trained is to be read from somewhere: it is not drawn, and its matrices are of ``fixed_dtype``.
+    """
     places = [
         (module, own, f"{path}.{own}" if path else own)
         for path, module in model.named_modules()
@@ -177,7 +202,11 @@ def materialise(
         whole = module.get_parameter(own)
         if id(whole) not in made:
             spec = specs[name]
-            made[id(whole)] = nn.Parameter(_initial(model, spec, seed, device).to(device, dtype))
+            if whole.requires_grad:
+                made[id(whole)] = nn.Parameter(_initial(model, spec, seed, device).to(device, dtype))
+            else:
+                kept = fixed_dtype if len(spec.shape) > 1 else dtype
+                made[id(whole)] = nn.Parameter(torch.empty(spec.local, dtype=kept, device=device), requires_grad=False)
         setattr(module, own, made[id(whole)])
     for buffer_name, buffer in list(model.named_buffers()):
         assert "." not in buffer_name
@@ -185,8 +214,12 @@ def materialise(
 
 
 def _initial(model: NeuralModel, spec: ParameterSpec, seed: int, device: torch.device) -> torch.Tensor:
-    if device.type == "meta":
-        return torch.empty(spec.local, device=device)
-    init, first, stop = model.initial(spec.global_name), spec.offset[0], spec.offset[0] + spec.local[0]
+    return torch.empty(spec.local, device=device) if device.type == "meta" else initial(model, spec, seed)
+
+
+def initial(model: NeuralModel, spec: ParameterSpec, seed: int) -> torch.Tensor:
+    """The part held here of a parameter as it is drawn."""
+    init = init_of(model, spec.global_name, spec.shape)
+    first, stop = spec.offset[0], spec.offset[0] + spec.local[0]
     columns = slice(spec.offset[1], spec.offset[1] + spec.local[1]) if spec.split == 1 else None
     return draw(init, spec.global_name, spec.shape, seed, first, stop, columns)

@@ -28,7 +28,7 @@ from gradatim.objectives import objective_of
 from gradatim.objectives.next_token import NextToken
 from gradatim.parallel import state
 from gradatim.parallel.agree import tell
-from gradatim.parallel.build import build_chunk
+from gradatim.parallel.build import build_chunk, initial
 from gradatim.parallel.check import Replicas
 from gradatim.parallel.gradients import Gradients
 from gradatim.parallel.mesh import Mesh
@@ -37,7 +37,7 @@ from gradatim.parallel.pipeline import Microbatch, Pipeline, Ran
 from gradatim.parallel.timeline import Timeline, timeline
 from gradatim.parallel.watch import report_action, report_step
 from gradatim.schedules import Action, Schedule, build_schedule, lower
-from gradatim.shapes import parameter_count
+from gradatim.shapes.lora import is_adapter, trained_parameters
 from gradatim.shapes.split import layers_of_chunks
 from gradatim.text.batches import IGNORE, Batch
 from gradatim.text.feed import notes_of, rows_of, share_of, source_vocabulary, steps_per_epoch, validation_rows
@@ -47,7 +47,7 @@ from gradatim.train.checkpoint import Checkpoint
 from gradatim.train.engine import Outcome, label_count, mean_of_terms
 from gradatim.train.learning_rate import learning_rate
 from gradatim.train.manifest import Manifest
-from gradatim.train.precision import arithmetic, device, step_arithmetic, weight_dtype
+from gradatim.train.precision import arithmetic, device, fixed_dtype, step_arithmetic, weight_dtype
 from gradatim.train.start import Start
 from gradatim.train.state import Counters
 
@@ -73,7 +73,8 @@ class LayoutEngine:
         layout, vocabulary = config.layout, prepared.tokenizer.vocab_size
         source_words = source_vocabulary(prepared)
         model = model_of(config, label_count(prepared))
-        self.parameters = parameter_count(model, vocabulary, config.context, source_words)
+        trained = trained_parameters(model, config.lora, vocabulary, config.context, source_words)
+        self.parameters = sum(shape.size for shape in trained)
         self.schedule = lower(
             build_schedule(
                 layout.schedule if layout.pp > 1 else "1f1b", layout.pp, microbatch_count(config), layout.chunks
@@ -86,6 +87,7 @@ class LayoutEngine:
                 mesh=mesh, sequence_parallel=layout.sequence_parallel, recompute=layout.recompute,
                 deferred=layout.schedule == "zero-bubble" and layout.pp > 1, seed=config.seed,
                 dtype=weight_dtype(config.precision), device=self.where, source_vocab_size=source_words,
+                lora=config.lora, fixed_dtype=fixed_dtype(config.precision),
             )
             for number, layers in enumerate(splits)
             if self.schedule.placement[number] == mesh.pp.index
@@ -93,7 +95,8 @@ class LayoutEngine:
         held = list(self.chunks.values())
         for chunk in held:
             for name, parameter in chunk.model.named_parameters():
-                parameter.requires_grad_(not is_frozen(chunk.specs[name].global_name, config.task))
+                if is_frozen(chunk.specs[name].global_name, config.task):
+                    parameter.requires_grad_(False)
         share = partial(share_of_rate, task=config.task, layers=getattr(config.model, "n_layers", 0))
         self.gradients = Gradients(held, mesh, zero=layout.zero, share=share)
         self.optimizer = ShardedAdamW(self.gradients, config.optimizer)
@@ -269,8 +272,12 @@ class LayoutEngine:
         for chunk in self.chunks.values():
             for name, parameter in chunk.model.named_parameters():
                 spec = chunk.specs[name]
+                if is_adapter(name):
+                    continue
                 if (read := start.read(spec.global_name, spec.offset, spec.local)) is not None:
                     parameter.copy_(read)
+                elif not parameter.requires_grad:
+                    parameter.copy_(initial(chunk.model, spec, self.config.seed))
 
     def newest(self, checkpoints: Path) -> tuple[Checkpoint | None, list[CheckpointError]]:
         """See ``Engine``."""

@@ -40,7 +40,7 @@ from gradatim.schedules import Schedule, build_schedule, lower
 from gradatim.schedules.actions import peak_in_flight
 from gradatim.shapes.split import layers_of_chunks
 from gradatim.text.feed import empty_batch
-from gradatim.train.precision import arithmetic, step_arithmetic, weight_dtype
+from gradatim.train.precision import arithmetic, fixed_dtype, step_arithmetic, weight_dtype
 
 Network = Literal["nccl", "gloo"]
 CPU = torch.device("cpu")
@@ -168,12 +168,12 @@ class _Rank:
             if placement[number] == mesh.pp.index
         }
         held = list(self.chunks.values())
-        for parameter in self._parameters():
+        for parameter in self._trained():
             parameter.register_hook(partial(_label, observer))  # type: ignore[no-untyped-call]
         self.gradients = Gradients(held, mesh, zero=layout.zero)
         self.optimizer = ShardedAdamW(self.gradients, config.optimizer)
         self.optimizer.allocate(0)
-        for parameter in self._parameters():  # after the hooks of ``Gradients``: what is there now stays there
+        for parameter in self._trained():  # after the hooks of ``Gradients``: what is there now stays there
             keep = partial(_keep, observer)
             parameter.register_post_accumulate_grad_hook(keep)  # type: ignore[no-untyped-call]
         for chunk in held:
@@ -187,12 +187,14 @@ class _Rank:
             self.config.model, vocab_size, self.config.context, layers=self.layers[number], embed=number == 0,
             head=number == len(self.layers) - 1, mesh=self.mesh, sequence_parallel=layout.sequence_parallel,
             recompute=layout.recompute, deferred=self.deferred, dtype=self.dtype, device="meta",
+            lora=self.config.lora, fixed_dtype=fixed_dtype(self.config.precision),
         )  # fmt: skip
         made: dict[Tensor, nn.Parameter] = {}
         for module in chunk.model.modules():
             for name, whole in list(module.named_parameters(recurse=False)):
                 if whole not in made:
-                    made[whole] = nn.Parameter(torch.zeros(whole.shape, dtype=whole.dtype, device=CPU))
+                    zeros = torch.zeros(whole.shape, dtype=whole.dtype, device=CPU)
+                    made[whole] = nn.Parameter(zeros, requires_grad=whole.requires_grad)
                 setattr(module, name, made[whole])
             for name, buffer in list(module.named_buffers(recurse=False)):
                 setattr(module, name, torch.zeros(buffer.shape, dtype=buffer.dtype, device=CPU))
@@ -201,6 +203,9 @@ class _Rank:
 
     def _parameters(self) -> list[nn.Parameter]:
         return [parameter for chunk in self.chunks.values() for parameter in chunk.model.parameters()]
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self._parameters() if parameter.requires_grad]
 
     # ------------------------------------------------------------------ a step
 

@@ -30,7 +30,8 @@ class ParameterSpec:
     """The dim that is sharded over tp; None where every shard holds the whole."""
     partial: bool
     """Whether each tp rank has only its share of the gradient of a whole parameter, so that they must be summed: what
-    is applied to a shard of the positions (norms, row biases, positions) under sequence parallelism."""
+    is applied to a shard of the positions (norms, row biases, positions) under sequence parallelism, and the half of an
+    adapter that is not split."""
     copy: bool = False
     """Whether this is the last stage's copy of the tied embedding: not saved, not counted in the norm."""
     tied: bool = False
@@ -65,5 +66,5 @@ def specify(
             raise ValueError(f"{shape.name}: {local[dim]} of dim {dim} cannot be split over tp {tp.size}")
         local[dim] //= tp.size
         offset[dim] = tp.index * local[dim]
-    partial = sequence_parallel and tp.size > 1 and dim is None and not shape.whole
+    partial = tp.size > 1 and dim is None and (shape.shares or (sequence_parallel and not shape.whole))
     return ParameterSpec(name, shape.name, shape.shape, tuple(offset), tuple(local), dim, partial, copy, tied)

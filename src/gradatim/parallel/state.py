@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gradatim.errors import CheckpointError, Problem
+from gradatim.models.layers.lora import stored
 from gradatim.parallel.agree import exchange, tell
 from gradatim.parallel.mesh import Mesh
 from gradatim.parallel.optimizer import ShardedAdamW
@@ -92,7 +93,7 @@ def held(chunks: Sequence[Chunk], optimizer: ShardedAdamW, mesh: Mesh) -> list[H
     found: list[Held] = []
     number = 0
     for chunk in chunks:
-        for name, parameter in chunk.model.named_parameters():
+        for name, parameter in stored(chunk.model).items():
             spec = chunk.specs[name]
             number += 1
             if _ours(spec, number, mesh, replicated=True):
@@ -242,7 +243,7 @@ def load(checkpoint: Checkpoint, chunks: Sequence[Chunk], optimizer: ShardedAdam
         CheckpointError: it is of another model, or its moments are not those of this one; the same on every rank.
     """
     mesh = optimizer.mesh
-    specs = [spec for chunk in chunks for spec in chunk.specs.values()]
+    specs = [chunk.specs[name] for chunk in chunks for name in stored(chunk.model)]
     wanted = {MODEL + spec.global_name: spec.shape for spec in specs}
     moments = checkpoint.names(OPTIMIZER)
     if moments:  # there are none before the first update
@@ -267,7 +268,7 @@ def _fill(
     checkpoint: Checkpoint, chunks: Sequence[Chunk], optimizer: ShardedAdamW, updates: int, moments: bool
 ) -> None:
     for chunk in chunks:
-        for name, parameter in chunk.model.named_parameters():
+        for name, parameter in stored(chunk.model).items():
             spec = chunk.specs[name]
             parameter.copy_(checkpoint.read(MODEL + spec.global_name, spec.offset, spec.local))
     if not moments:

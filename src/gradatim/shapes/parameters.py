@@ -28,6 +28,9 @@ class ParameterShape:
     whole: bool = False
     """Whether it works on whole sequences even where sequence parallelism cuts the others, so that every rank that
     holds it has its gradient whole."""
+    shares: bool = False
+    """Whether it is whole on every rank and yet works with a share of the numbers there, so that its gradient must be
+    summed over ranks even without sequence parallelism."""
 
     @property
     def size(self) -> int:

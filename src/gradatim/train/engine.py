@@ -19,17 +19,19 @@ from gradatim.config.settings import RunConfig
 from gradatim.config.tuned import is_frozen, model_of
 from gradatim.errors import CheckpointError
 from gradatim.evaluate.likelihood import Stopped, log_probs
-from gradatim.models import build_model
-from gradatim.models.neural import NeuralLanguageModel
+from gradatim.models import build_adapted, build_model
+from gradatim.models.layers.init import draw, init_of
+from gradatim.models.neural import NeuralLanguageModel, NeuralModel
 from gradatim.objectives import objective_of
 from gradatim.objectives.next_token import NextToken
+from gradatim.shapes.lora import is_adapter, trained_parameters
 from gradatim.text.feed import Feed, feed_of, notes_of, source_vocabulary, steps_per_epoch, validation_rows
 from gradatim.text.order import derive
 from gradatim.text.prepare_task import AnyPrepared, PreparedTask
 from gradatim.train.checkpoint import Checkpoint, newest_valid, save_checkpoint
 from gradatim.train.manifest import Manifest
 from gradatim.train.optimizer import build_optimizer, clip_gradients, gradient_norm, set_learning_rate
-from gradatim.train.precision import arithmetic, device, step_arithmetic, weight_dtype
+from gradatim.train.precision import arithmetic, device, fixed_dtype, step_arithmetic, weight_dtype
 from gradatim.train.start import Start
 from gradatim.train.state import Counters, restore, state_tensors
 
@@ -130,17 +132,18 @@ class SerialEngine:
     def __init__(self, config: RunConfig, prepared: AnyPrepared) -> None:
         self.config, self.prepared = config, prepared
         self.where = device()
-        self.model = build_model(
-            model_of(config, label_count(prepared)), prepared.tokenizer.vocab_size, config.context, config.seed,
-            source_vocabulary(prepared),
-        )  # fmt: skip
-        self.model.to(self.where, weight_dtype(config.precision)).train()
+        self.model = self._model(prepared).train()
         if config.layout.recompute != "none":
             self.model.set_recompute(config.layout.recompute)
         for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(not is_frozen(name, config.task))
+            if is_frozen(name, config.task):
+                parameter.requires_grad_(False)
         self.weights = list(self.model.parameters())
-        self.parameters = self.model.parameter_count()
+        words, labels = prepared.tokenizer.vocab_size, label_count(prepared)
+        trained = trained_parameters(
+            model_of(config, labels), config.lora, words, config.context, source_vocabulary(prepared)
+        )
+        self.parameters = sum(shape.size for shape in trained)
         self.optimizer = build_optimizer(self.model, config.optimizer, config.task)
         self.objective = objective_of(config)
         self.batches: Feed = feed_of(config, prepared)
@@ -149,6 +152,17 @@ class SerialEngine:
         if config.compile:
             for block in self.model.blocks:
                 block.compile()
+
+    def _model(self, prepared: AnyPrepared) -> NeuralModel:
+        config, words = self.config, prepared.tokenizer.vocab_size
+        kind, dtype = model_of(config, label_count(prepared)), weight_dtype(config.precision)
+        if config.lora.rank is None:
+            model = build_model(kind, words, config.context, config.seed, source_vocabulary(prepared))
+            return model.to(self.where, dtype)
+        return build_adapted(
+            kind, config.lora, words, config.context, seed=config.seed, dtype=dtype,
+            fixed_dtype=fixed_dtype(config.precision), device=self.where,
+        )  # fmt: skip
 
     def step(self, step: int) -> Outcome:
         """See ``Engine``. Microbatches are accumulated; a carried state is handed on from step to step."""
@@ -245,8 +259,12 @@ class SerialEngine:
         """See ``Engine``."""
         for name, parameter in self.model.named_parameters():
             shape = tuple(parameter.shape)
+            if is_adapter(name):
+                continue
             if (read := start.read(name, (0,) * len(shape), shape)) is not None:
                 parameter.copy_(read)
+            elif not parameter.requires_grad:  # and so not drawn yet
+                parameter.copy_(draw(init_of(self.model, name, shape), name, shape, self.config.seed))
 
     def newest(self, checkpoints: Path) -> tuple[Checkpoint | None, list[CheckpointError]]:
         """See ``Engine``."""

@@ -25,6 +25,7 @@ from gradatim.errors import CheckpointError, DataError, Interrupted, LaunchError
 from gradatim.evaluate.likelihood import Stopped
 from gradatim.shapes import flops_per_token
 from gradatim.text.prepare_task import AnyPrepared, PreparedTask, prepare_run
+from gradatim.train.adapted import base_of, remember_base
 from gradatim.train.checkpoint import Checkpoint, cannot_resume, list_checkpoints, prune, remove_leftovers
 from gradatim.train.engine import Engine, SerialEngine, label_count
 from gradatim.train.manifest import Manifest
@@ -40,7 +41,7 @@ from gradatim.train.run_directory import (
     training_hash,
 )
 from gradatim.train.signals import StopRequest
-from gradatim.train.start import Start, open_weights
+from gradatim.train.start import Start, Weights, open_weights
 from gradatim.train.state import Counters, finite_json
 
 if TYPE_CHECKING:
@@ -361,6 +362,8 @@ class Trainer:
                 raise cannot_resume(self.run.checkpoints, rejected)
             self._start()
             return
+        if self.config.lora.rank is not None:  # a checkpoint has nothing of what stays as it is
+            self.engine.start_from(self._source(base_of(self.run)))
         self._load(checkpoint)
         self.say(f"continuing after step {self.counters.step}{self._layouts(checkpoint.manifest)}")
 
@@ -369,13 +372,17 @@ class Trainer:
         source = self.config.init_from
         if source is None:
             return
-        weights = open_weights(Path(source))
-        labels = self.prepared.labels if isinstance(self.prepared, PreparedTask) else ()
-        start = Start(weights, self.config, self.prepared.tokenizer, self.prepared.source_tokenizer, self.model, labels)
+        start = self._source(open_weights(Path(source)))
         self.engine.start_from(start)
+        if self.config.lora.rank is not None and self.engine.leads:
+            remember_base(self.run, start.weights)
         self.say(f"starting from the weights of {source}")
         for name in start.drawn:
             self.say(f"{source} has no {name}: it is drawn anew")
+
+    def _source(self, weights: Weights) -> Start:
+        labels = self.prepared.labels if isinstance(self.prepared, PreparedTask) else ()
+        return Start(weights, self.config, self.prepared.tokenizer, self.prepared.source_tokenizer, self.model, labels)
 
     def _layouts(self, manifest: Manifest) -> str:
         """Under which layout a checkpoint was saved and goes on: the command's, which may have named none."""

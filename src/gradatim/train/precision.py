@@ -23,6 +23,11 @@ def weight_dtype(precision: str) -> torch.dtype:
     return torch.float64 if precision == "fp64" else torch.float32
 
 
+def fixed_dtype(precision: str) -> torch.dtype:
+    """What matrices are kept in that are not trained: what they are multiplied in, as no small change is added."""
+    return torch.bfloat16 if precision == "bf16" else weight_dtype(precision)
+
+
 def arithmetic(precision: str, where: torch.device) -> AbstractContextManager[object]:
     """The context of forward passes."""
     if precision == "bf16":

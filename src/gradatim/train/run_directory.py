@@ -14,7 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gradatim.config import config_to_yaml, load_config
@@ -38,11 +37,14 @@ from gradatim.train.checkpoint import (
 )
 from gradatim.train.environment import environment
 from gradatim.train.precision import device, weight_dtype
+from gradatim.train.weights import load_weights
 
 MAY_CHANGE = ("steps", "layout", "cluster", "evaluation", "checkpoint", "track", "compile", "max_skipped_steps")
 """Settings that a resumed run may change; all others define its training."""
 SOURCE_TOKENIZER, LANGUAGES, LABELS = "source-tokenizer.json", "languages.json", "labels.json"
 """Of translation runs: the source's own tokenizer, and words by which to tell the languages; of a task, its labels."""
+BASE = "base.json"
+"""Of adapters: the weights they stand beside."""
 MODEL = "model/"
 """Prefix of parameters in a checkpoint."""
 
@@ -187,7 +189,7 @@ class Run:
         if not directory.is_dir():
             return directory.exists()
         # Creating a run may have been interrupted.
-        ours = {"lock", "checkpoints", "logs", "env.json", "tokenizer.json", SOURCE_TOKENIZER, LANGUAGES, LABELS}
+        ours = {"lock", "checkpoints", "logs", "env.json", "tokenizer.json", SOURCE_TOKENIZER, LANGUAGES, LABELS, BASE}
         return not self.exists and any(inner.name not in ours for inner in directory.iterdir())
 
     @property
@@ -298,8 +300,24 @@ class Run:
             model_of(config, len(self.labels)), self.tokenizer.vocab_size, config.context,
             source_vocab_size=self.source_tokenizer.vocab_size,
         ).to(weight_dtype(config.precision))  # fmt: skip
-        load_weights(model, self._tensors(checkpoint, average), checkpoint.folder)
+        tensors = self._tensors(checkpoint, average)
+        if config.lora.rank is not None:
+            from gradatim.train.adapted import Merged
+
+            tensors = Merged(self, tensors).all()
+        load_weights(model, tensors, checkpoint.folder)
         return model.to(device()).eval()
+
+    def weights(self, checkpoint: Checkpoint) -> tuple[dict[str, tuple[int, ...]], Callable[[str], Tensor]]:
+        """The shapes of a checkpoint's parameters, and how to read one; those of adapters are added to their layers."""
+        if self.config.lora.rank is not None:
+            from gradatim.train.adapted import Merged
+
+            merged = Merged(self, checkpoint.tensors(MODEL))
+            return merged.shapes, merged.read
+        entries = checkpoint.manifest.tensors
+        shapes = {name.removeprefix(MODEL): entries[name].shape for name in checkpoint.names(MODEL)}
+        return shapes, lambda name: checkpoint.read(MODEL + name)
 
     def _tensors(self, checkpoint: Checkpoint, average: int) -> dict[str, Tensor]:
         return averaged(self.checkpoints, average) if average > 1 else checkpoint.tensors(MODEL)
@@ -319,41 +337,6 @@ class Run:
                 )
             )
         return checkpoint
-
-
-def load_weights(model: torch.nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
-    """Copy a checkpoint's parameters into a model.
-
-    Raises:
-        CheckpointError: names or shapes differ, each difference listed.
-    """
-    own = dict(model.named_parameters())
-    problems = (
-        [
-            Problem(where=str(where), what=f"the checkpoint has no parameter {name}", attempt="is it of another model?")
-            for name in own.keys() - tensors.keys()
-        ]
-        + [
-            Problem(where=str(where), what=f"the model has no parameter {name}", attempt="is it of another model?")
-            for name in tensors.keys() - own.keys()
-        ]
-        + [
-            Problem(
-                where=str(where),
-                what=f"{name} has another shape",
-                got=str(list(tensors[name].shape)),
-                allowed=str(list(own[name].shape)),
-                attempt="is it of another model?",
-            )
-            for name in own.keys() & tensors.keys()
-            if own[name].shape != tensors[name].shape
-        ]
-    )
-    if problems:
-        raise CheckpointError(*sorted(problems, key=str))
-    with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(tensors[name])
 
 
 def training_hash(config: RunConfig) -> str:

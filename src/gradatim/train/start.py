@@ -7,6 +7,8 @@ rank of a layout reads a whole tensor at a time and keeps its part.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +22,7 @@ from gradatim.config.tuned import AnyModelConfig, TunedConfig
 from gradatim.errors import CheckpointError, Problem
 from gradatim.shapes import VOCAB, parameters
 from gradatim.text.tokenizer import Tokenizer, load_tokenizer
-from gradatim.train.run_directory import MODEL, Run
+from gradatim.train.run_directory import Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,37 +43,42 @@ class Weights:
     """A whole parameter by its name."""
     head: tuple[str, tuple[str, ...]] = ("none", ())
     """What the head was tuned for: the task's kind and its labels."""
+    digest: str = ""
+    """Of the files that hold them."""
+    step: int | None = None
+    """Of a run's checkpoint."""
 
 
-def open_weights(path: Path) -> Weights:
-    """The weights of a run's best checkpoint, or of a Hugging Face directory.
+def open_weights(path: Path, which: str = "best") -> Weights:
+    """The weights of a run's checkpoint, or of a Hugging Face directory.
 
     Raises:
         CheckpointError, DataError: it is neither, or cannot be used.
     """
     if (path / "config.yaml").is_file():
         run = Run.open(path)
-        checkpoint = run.checkpoint("best")
-        entries = checkpoint.manifest.tensors
-        shapes = {name.removeprefix(MODEL): entries[name].shape for name in checkpoint.names(MODEL)}
+        checkpoint = run.checkpoint(which)
+        files = [(file.name, file.bytes, file.crc32) for file in checkpoint.manifest.files]
+        shapes, read = run.weights(checkpoint)
         return Weights(
             str(path), run.config.model, run.tokenizer.fingerprint, run.source_tokenizer.fingerprint,
-            path / "tokenizer.json", shapes, (),
-            lambda name: checkpoint.read(MODEL + name), (run.config.task.kind, run.labels),
+            path / "tokenizer.json", shapes, (), read, (run.config.task.kind, run.labels),
+            hashlib.sha256(json.dumps(files).encode()).hexdigest(), checkpoint.step,
         )  # fmt: skip
-    if not (path / "config.json").is_file():
+    if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
         what = "there is neither a run nor a Hugging Face directory"
         raise CheckpointError(Problem(where=str(path), what=what, allowed="a folder with config.yaml or config.json"))
     from gradatim.interop.huggingface.directory import open_directory
 
     found = open_directory(path)
-    own = path / "tokenizer.json"
+    own = found.path / "tokenizer.json"
     fingerprint = load_tokenizer(own).fingerprint if own.is_file() else None
     shapes = {shape.name: shape.shape for shape in parameters(found.config, found.vocab_size, found.context)}
     given = {name: shapes[name] for name in found.names()}
     return Weights(
-        str(path), found.config, fingerprint, None, own, given, found.absent, lambda name: found.read(name).float()
-    )
+        str(path), found.config, fingerprint, None, own, given, found.absent, lambda name: found.read(name).float(),
+        digest=found.digest(),
+    )  # fmt: skip
 
 
 class Start:

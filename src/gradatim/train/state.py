@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from gradatim.errors import CheckpointError, Problem
+from gradatim.models.layers.lora import stored
 from gradatim.models.neural import NeuralLanguageModel, NeuralModel
 from gradatim.train.checkpoint import Checkpoint
 from gradatim.train.optimizer import load_optimizer, optimizer_tensors
-from gradatim.train.run_directory import MODEL, load_weights
+from gradatim.train.run_directory import MODEL
+from gradatim.train.weights import load_weights
 
 OPTIMIZER, CARRY = "optimizer/", "carry/"
 
@@ -53,7 +55,7 @@ class Counters:
 
 def state_tensors(model: NeuralModel, optimizer: torch.optim.Optimizer, carry: Any) -> dict[str, Tensor]:
     """Everything large: ``model/NAME``, ``optimizer/NAME/exp_avg``, ``carry/LAYER/PART``."""
-    tensors = {MODEL + name: parameter.detach() for name, parameter in model.named_parameters()}
+    tensors = {MODEL + name: parameter.detach() for name, parameter in stored(model).items()}
     tensors |= {OPTIMIZER + name: value for name, value in optimizer_tensors(model, optimizer).items()}
     if carry is not None:
         for index, layer in enumerate(carry.layers):

@@ -7,9 +7,10 @@ never are. Everything wrong with the tensors is found before the first one is re
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from torch import Tensor
 
 from gradatim.config.settings import ModelConfig
 from gradatim.errors import DataError, Problem
+from gradatim.interop.huggingface.adapter_config import is_adapter_directory, read_adapter_config
+from gradatim.interop.huggingface.adapters import Added, read_adapters
 from gradatim.interop.huggingface.names import (
     IGNORED,
     PREFIXES,
@@ -34,6 +37,8 @@ from gradatim.shapes import parameters
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt")
+SAMPLES, SAMPLE_BYTES = 64, 1 << 14
+"""Of a file of weights, by which it is told from others: its header is among them, its end too."""
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -61,6 +66,8 @@ class HuggingFaceDirectory:
     sources: dict[str, Source]
     absent: tuple[str, ...] = field(default=())
     """Our parameters that the directory has no tensors for, which it may lack."""
+    added: Mapping[str, Added] = field(default_factory=dict)
+    """What adapters add to which of their weights."""
 
     def names(self) -> list[str]:
         """Our parameters that can be read."""
@@ -70,12 +77,27 @@ class HuggingFaceDirectory:
         """One of our parameters, whole; with ``rows`` of words, zeros for those that theirs does not have."""
         source = self.sources[name]
         theirs = [self._tensor(self.stored[key]) for key in source.theirs]
+        added = [self.added.get(key) for key in source.theirs]
+        theirs = [more.to(tensor, source.turned) if more else tensor for more, tensor in zip(added, theirs)]
         ours = join(source, theirs, self.config)
         if source.words and rows is not None:
             ours = ours[:rows]
             if len(ours) < rows:
                 ours = torch.cat([ours, ours.new_zeros(rows - len(ours), *ours.shape[1:])])
         return ours.contiguous()
+
+    def digest(self) -> str:
+        """A fingerprint of the weights: their headers, and samples of every file (reading all of it takes minutes)."""
+        found = hashlib.sha256()
+        files = {stored.file for stored in self.stored.values()} | {more.file for more in self.added.values()}
+        for path in sorted(files):
+            with path.open("rb") as file:
+                size = path.stat().st_size
+                found.update(f"{path.name} {size}".encode())
+                for place in range(SAMPLES):
+                    file.seek(max(0, size - SAMPLE_BYTES) * place // (SAMPLES - 1))
+                    found.update(file.read(SAMPLE_BYTES))
+        return found.hexdigest()
 
     def _tensor(self, stored: Stored) -> Tensor:
         with _opened(stored.file) as file:
@@ -84,12 +106,22 @@ class HuggingFaceDirectory:
 
 
 def open_directory(path: Path) -> HuggingFaceDirectory:
-    """Read a directory's config and headers.
+    """Read a directory's config and headers. One of adapters is its base with what they add.
 
     Raises:
         DataError: no such directory, another architecture, pickled weights only, missing, foreign or misshapen
             tensors: each named, with what was expected.
     """
+    if is_adapter_directory(path):
+        settings = read_adapter_config(path)
+        base = open_directory(settings.base)
+        shapes = {
+            key: (base.stored[key].shape, source.turned)
+            for name, source in base.sources.items()
+            for key in source.theirs
+            if name.startswith("blocks.") and len(base.stored[key].shape) > 1
+        }
+        return replace(base, added=read_adapters(path, settings, shapes, PREFIXES[base.architecture]))
     facts = _json(path / CONFIG, "a Hugging Face directory has a config.json")
     architecture, config, context, vocab_size = read_settings(path / CONFIG, facts)
     stored = _headers(path, architecture)

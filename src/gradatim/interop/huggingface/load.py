@@ -60,7 +60,7 @@ def import_directory(source: Path, directory: Path, say: Callable[[str], None] =
     if tokenizer.vocab_size > found.vocab_size:
         raise DataError(
             Problem(
-                where=str(source / "tokenizer.json"),
+                where=str(found.path / "tokenizer.json"),
                 what="this tokenizer does not belong to these weights: it has words that they know nothing of",
                 got=f"{tokenizer.vocab_size:,} words",
                 allowed=f"at most {found.vocab_size:,}",
@@ -71,10 +71,10 @@ def import_directory(source: Path, directory: Path, say: Callable[[str], None] =
         say(f"{found.vocab_size - tokenizer.vocab_size:,} rows of the embedding stand for no word and are left out")
     for name in found.absent:
         say(f"{source} has no {name}: it is drawn anew")
-    stand_in = not (source / "tokenizer.json").is_file()
+    stand_in = not (found.path / "tokenizer.json").is_file()
     kind: TokenizerConfig = TokenizerConfig(
         kind="wordpiece" if isinstance(found.config, BertConfig) else "bpe",
-        path=None if stand_in else str(source / "tokenizer.json"),
+        path=None if stand_in else str(found.path / "tokenizer.json"),
     )
     document: Literal["blank-line", "file"] = "blank-line" if isinstance(found.config, BertConfig) else "file"
     data = DataConfig(train=(), tokenizer=kind, document=document)

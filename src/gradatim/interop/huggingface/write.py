@@ -8,6 +8,7 @@ Weights are read from the checkpoint one file's worth at a time, whatever layout
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from gradatim.interop.huggingface.tuned import (
 from gradatim.shapes import parameters
 from gradatim.text.tokenizer import Tokenizer
 from gradatim.train.checkpoint import Checkpoint
-from gradatim.train.run_directory import MODEL, Run
+from gradatim.train.run_directory import Run
 
 SHARD_BYTES = 5 * 10**9
 """Largest file of weights, as the library's own default."""
@@ -62,9 +63,7 @@ def export_directory(run: Run, checkpoint: Checkpoint, directory: Path, shard_by
     """
     config, tokenizer = run.config, run.tokenizer
     architecture = architecture_of(config.model, str(run.directory))
-    if directory.is_dir() and any(directory.iterdir()):
-        what = "there is something in this directory already"
-        raise ConfigError(Problem(where=str(directory), what=what, attempt="a directory that is empty or new"))
+    refuse_filled(directory)
     model, words = model_of(config, len(run.labels)), tokenizer.vocab_size
     if isinstance(model, TunedConfig):
         found = tuned_sources(architecture, model, words, config.context)
@@ -72,12 +71,13 @@ def export_directory(run: Run, checkpoint: Checkpoint, directory: Path, shard_by
         found = sources(architecture, config.model, words, config.context)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        files, dtype, count = _weights(checkpoint, model, found, tokenizer, config.context, directory, shard_bytes)
+        read = run.weights(checkpoint)[1]
+        files, dtype, count = _weights(read, model, found, tokenizer, config.context, directory, shard_bytes)
         facts = settings_json(architecture, config.model, words, config.context, dtype, tokenizer.boundary)
         if isinstance(model, TunedConfig):
             facts |= tuned_settings(architecture, model, run.labels, words, model.body.dropout)
         _json(directory / CONFIG, facts)
-        _tokenizer(tokenizer, config, model, directory)
+        write_tokenizer(tokenizer, config, model, directory)
         (directory / "README.md").write_text(card(run, checkpoint, architecture, count, model), encoding="utf-8")
     except OSError as error:
         what = f"the directory cannot be written ({error.strerror or error})"
@@ -86,15 +86,22 @@ def export_directory(run: Run, checkpoint: Checkpoint, directory: Path, shard_by
     return Exported(directory=str(directory), architecture=architecture, files=(*files, *others), parameters=count)
 
 
+def refuse_filled(directory: Path) -> None:
+    """Raise ConfigError where a directory holds something already."""
+    if directory.is_dir() and any(directory.iterdir()):
+        what = "there is something in this directory already"
+        raise ConfigError(Problem(where=str(directory), what=what, attempt="a directory that is empty or new"))
+
+
 def _weights(
-    checkpoint: Checkpoint, config: AnyModelConfig, found: list[Source], tokenizer: Tokenizer, context: int,
+    read: Callable[[str], Tensor], config: AnyModelConfig, found: list[Source], tokenizer: Tokenizer, context: int,
     directory: Path, shard_bytes: int,
 ) -> tuple[list[str], str, int]:  # fmt: skip
     """The files of weights, the name of their type, and how many numbers they hold."""
     words = tokenizer.vocab_size
     shapes = {shape.name: shape.shape for shape in parameters(config, words, context)}
     by_name = {source.ours: source for source in found}
-    first = checkpoint.read(MODEL + found[0].ours, (0,) * 2, (1, 1)).dtype
+    first = read(found[0].ours).dtype
     sizes = {name: torch.Size(shape).numel() * first.itemsize for name, shape in shapes.items()}
     groups = in_parts(list(by_name), sizes, shard_bytes)
     names = [WEIGHTS] if len(groups) == 1 else [
@@ -106,7 +113,7 @@ def _weights(
         tensors: dict[str, Tensor] = {}
         for name in group:
             source = by_name[name]
-            ours = checkpoint.read(MODEL + name)
+            ours = read(name)
             if source.words:
                 ours = ours[:words]
                 if needs_padding(config):
@@ -122,7 +129,7 @@ def _weights(
     return names, str(first).removeprefix("torch."), count
 
 
-def _tokenizer(tokenizer: Tokenizer, config: RunConfig, model: AnyModelConfig, directory: Path) -> None:
+def write_tokenizer(tokenizer: Tokenizer, config: RunConfig, model: AnyModelConfig, directory: Path) -> None:
     """``tokenizer.json`` and what the library must be told besides."""
     context = config.context
     facts = json.loads(tokenizer.engine.to_str())

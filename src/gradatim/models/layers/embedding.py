@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from gradatim.models.layers.dropout import drop_words
+from gradatim.models.layers.output import at_least_fp32
 
 
 class Positions(nn.Module):
@@ -58,7 +59,7 @@ class Embedding(nn.Module):
         if self.word_dropout:
             x = F.embedding(ids, drop_words(self.tokens.weight, self.word_dropout, self.training))
         else:
-            x = self.tokens(ids)
+            x = at_least_fp32(self.tokens(ids))
         if self.positions is not None:
             x = x + self.positions(first, ids.shape[1])
         return F.dropout(x, self.dropout, self.training) if self.dropout else x

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from gradatim.shapes.lora import is_adapter
+
 if TYPE_CHECKING:
     from gradatim.models.neural import NeuralModel
 
@@ -33,7 +35,18 @@ class Init:
 def initialise(model: NeuralModel, seed: int) -> None:
     """Draw every parameter of a model in place, as its ``initial(name)`` says."""
     for name, parameter in model.named_parameters():
-        parameter.data.copy_(draw(model.initial(name), name, tuple(parameter.shape), seed))
+        shape = tuple(parameter.shape)
+        parameter.data.copy_(draw(init_of(model, name, shape), name, shape, seed))
+
+
+def init_of(model: NeuralModel, name: str, shape: tuple[int, ...]) -> Init:
+    """How a parameter of that whole shape is drawn: as the model says, or as adapters are (A uniform, B zero).
+
+    A is He et al.'s (2015) with slope √5, U(-1/√in, 1/√in), as peft draws it; with B zero the model begins as it was.
+    """
+    if not is_adapter(name):
+        return model.initial(name)
+    return Init("uniform", shape[1] ** -0.5) if name.endswith(".a") else Init("constant", 0.0)
 
 
 def draw(

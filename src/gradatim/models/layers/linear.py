@@ -27,10 +27,6 @@ class Linear(nn.Linear):
 
     def forward(self, x: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
         """Equals ``F.linear`` to rounding."""
-        low = autocast_dtype(x)
-        if low is not None and torch.is_grad_enabled() and copies_are_kept() and not torch.compiler.is_compiling():
-            y: Tensor = LowLinear.apply(x, self.weight, self.bias, low)  # type: ignore[no-untyped-call]
-            return y
         return linear(x, self.weight, self.bias)
 
 
@@ -38,6 +34,10 @@ def linear(
     x: Float[Tensor, "*n i"], weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"] | None = None
 ) -> Float[Tensor, "*n o"]:
     """Equals ``F.linear`` to rounding; to the bit in training, that is wherever gradients are recorded."""
+    low = autocast_dtype(x)
+    if low is not None and _in_step(weight):
+        y: Tensor = LowLinear.apply(x, weight, bias, low)  # type: ignore[no-untyped-call]
+        return y
     count = x.shape[:-1].numel()
     exact = weight.dtype in (torch.float32, torch.float64)  # half precision has kernels of its own
     if torch.is_grad_enabled() or not 0 < count <= FEW or weight.device.type != "cpu" or not exact:
@@ -47,6 +47,12 @@ def linear(
         rows = rows.expand(2, -1).contiguous()
     turned = torch.mm(weight, rows.t()) if bias is None else torch.addmm(bias[:, None], weight, rows.t())  # o n
     return turned[:, :count].t().reshape(*x.shape[:-1], -1).contiguous()
+
+
+def _in_step(weight: Tensor) -> bool:
+    """Whether a product is one of a training step, by a whole parameter; compiled code sees to its copies itself."""
+    whole = isinstance(weight, nn.Parameter)
+    return whole and torch.is_grad_enabled() and copies_are_kept() and not torch.compiler.is_compiling()
 
 
 class LowLinear(torch.autograd.Function):
