@@ -95,6 +95,8 @@ class Stack:
     """Each microbatch's gradients are added to sums in fp32 in a pass of their own."""
     overlap_pipeline: bool = False
     """Pipeline transfers hide behind computation."""
+    transfer_operations: int = 0
+    """Operations that the host issues for a pipeline transfer while the device waits for it: nothing hides them."""
     scatter_gather: bool = True
     """Each tensor rank sends its share of a pipeline transfer; the receivers gather it over the node's links."""
     reduced_bytes: int = 4
