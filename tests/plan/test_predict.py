@@ -48,7 +48,8 @@ def test_gradients_summed_in_buckets(
 ) -> None:
     model, _ = load_model(f"llama:{shape},n_heads=32,vocab_size=131072,context=4096,tied={str(tied).lower()}")
     assert model.parameter_count / 1e9 == pytest.approx(billions, rel=0.01)
-    fixed = LayoutConfig(split="by-cost", sequence_parallel="tp" in layout, **layout)  # type: ignore[arg-type]
+    split = model.layers_past_share(layout.get("pp", 1))
+    fixed = LayoutConfig(split=split, sequence_parallel="tp" in layout, **layout)  # type: ignore[arg-type]
     devices = fixed.tp * fixed.pp * fixed.dp
     seconds = model.flops_per_token * 256 * 4096 / devices / (mfu / 100 * 989e12)
     assert predict(load_cluster("nanotron-h100"), model, fixed, 256).seconds == pytest.approx(seconds, rel=0.06)
@@ -86,6 +87,16 @@ def test_what_more_of_a_thing_costs() -> None:
     assert seconds(tp=4, dp=16)["optimizer"] == plain["optimizer"] > seconds(tp=4, dp=16, zero=1)["optimizer"]
     looped = seconds(pp=4, dp=4, chunks=3, schedule="interleaved")
     assert looped["bubble"] < seconds(pp=4, dp=4)["bubble"] and looped["pipeline"] > seconds(pp=4, dp=4)["pipeline"]
+
+
+def test_a_loss_step_by_step_costs_more() -> None:
+    model, _ = load_model("gpt:n_layers=4,d_model=1024,n_heads=16,vocab_size=131072")
+    cluster = load_cluster("selene-2022")
+    fused = replace(cluster, stack=replace(cluster.stack, fused_loss=True))
+    one, other = (predict(c, model, LayoutConfig(microbatch=4), 4).breakdown["compute"] for c in (cluster, fused))
+    logits = 4 * model.context * 131072 * 4  # bytes in fp32, over which it goes seven times more often
+    moved = 7 * logits / (cluster.device.bandwidth * FITTED.memory)
+    assert one - other == pytest.approx(moved * cluster.stack.multiplier, rel=1e-6)
 
 
 def test_transfers_that_the_device_waits_for() -> None:
