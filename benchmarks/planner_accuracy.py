@@ -19,6 +19,7 @@ import numpy as np
 
 from common import table, write_result
 from gradatim.config.settings import LayoutConfig
+from gradatim.plan.memory import GIB, stage_memory
 from gradatim.plan.physics import FITTED, Physics
 from gradatim.plan.predict import predict
 from gradatim.plan.search import search
@@ -85,7 +86,7 @@ def nanotron(data: Path, physics: Physics) -> list[list[str]]:
     """Where the published best of each cell stands among ours.
 
     Layouts that differ only in what the source does not tell (sequence parallelism: it ran both) count once; its 1F1B
-    wants one microbatch less than there are stages, at least.
+    wants one microbatch less than there are stages, at least. Memory: what PyTorch had reserved on the first rank.
     """
     lines = []
     for row in read(data, "nanotron_best_h100.csv"):
@@ -102,12 +103,15 @@ def nanotron(data: Path, physics: Physics) -> list[list[str]]:
         keys = list(dict.fromkeys((x.tp, x.pp, x.dp, x.microbatch, x.zero) for x in layouts))[:20]
         place = keys.index((tp, pp, dp, b, zero)) + 1 if (tp, pp, dp, b, zero) in keys else 0
         best = LayoutConfig(
-            tp=tp, pp=pp, dp=dp, microbatch=b, zero=zero, sequence_parallel=tp > 1, split="by-cost",  # type: ignore[arg-type]
+            tp=tp, pp=pp, dp=dp, microbatch=b, zero=zero, sequence_parallel=tp > 1,  # type: ignore[arg-type]
+            split=what.layers_past_share(pp),
         )  # fmt: skip
         seconds = what.flops_per_token * dp * m * b * 4096 / gpus / (float(row["mfu_pct"]) / 100 * 989e12)
         off = predict(cluster("nanotron-h100"), what, best, dp * m * b, physics).seconds / seconds - 1
         said = f"t {tp}, p {pp}, d {dp}, b {b}, ZeRO-{zero}"
-        lines.append([row["params_b"], f"{gpus}", said, f"{place or '> 20'}", f"{seconds:.3f}", f"{100 * off:+.0f}"])
+        planned = stage_memory(cluster("nanotron-h100").stack, what, best, dp * m * b)[0].total / GIB
+        lines.append([row["params_b"], f"{gpus}", said, f"{place or '> 20'}", f"{seconds:.3f}", f"{100 * off:+.0f}",
+                      row["mem"].removesuffix("GB"), f"{planned:.1f}"])  # fmt: skip
     return lines
 
 
@@ -147,7 +151,7 @@ def main() -> None:
         table(["batch", "measured", "predicted", "points off"],
               interleaving(every["megatron_2104_interleaved_175b"], physics)),
         "Published best layouts (nanotron, H100) and their place among ours:",
-        table(["parameters, B", "GPUs", "published best", "our place", "measured s", "off %"],
+        table(["parameters, B", "GPUs", "published best", "our place", "measured s", "off %", "GiB", "planned"],
               nanotron(options.data, physics)),
     ]  # fmt: skip
     write_result("planner_accuracy", "The planner against published runs", "\n\n".join(parts))

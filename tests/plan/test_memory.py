@@ -12,7 +12,7 @@ import pytest
 
 from gradatim.config.settings import GptConfig, LayoutConfig, OptimizerConfig, RunConfig
 from gradatim.parallel.rehearse import rehearse
-from gradatim.plan.architecture import Architecture
+from gradatim.plan.architecture import Architecture, load_model
 from gradatim.plan.cluster import load_cluster
 from gradatim.plan.layouts import NO_LIMITS, Fixed, legal_layouts
 from gradatim.plan.memory import block_activations, in_flight, stage_memory
@@ -147,3 +147,33 @@ def test_sums_in_fp32_are_what_did_not_fit_before_bloom() -> None:
         assert max(stage.total for stage in one) < before.device.memory
         assert max(stage.total for stage in other) > after.device.memory
         assert [b.gradients - a.gradients for a, b in zip(one, other)] == [2 * a.weights for a in one]
+
+
+PUBLISHED = [
+    ("n_layers=16,d_model=2048,d_ff=8192,tied=true", (11, 5), {"pp": 2, "dp": 8, "microbatch": 1}, 19.45),
+    ("n_layers=28,d_model=3072,d_ff=8192,tied=true", (16, 12), {"pp": 2, "dp": 4, "microbatch": 2}, 56.87),
+    ("n_layers=32,d_model=4096,d_ff=14336,tied=false", (9, 9, 8, 6), {"pp": 4, "dp": 2, "microbatch": 1}, 63.07),
+    ("n_layers=32,d_model=4096,d_ff=14336,tied=false", (32,), {"tp": 4, "dp": 4, "microbatch": 4}, 58.34),
+    ("n_layers=32,d_model=4096,d_ff=14336,tied=false", (32,), {"tp": 8, "dp": 32, "microbatch": 8, "zero": 0}, 63.39),
+]  # fmt: skip
+"""nanotron on H100 (the Ultra-Scale Playbook's best): shape, layers of stages, layout, GiB of the first rank."""
+
+
+@pytest.mark.parametrize(("shape", "counts", "layout", "gib"), PUBLISHED)
+def test_what_nanotron_reserved(shape: str, counts: tuple[int, ...], layout: dict[str, int], gib: float) -> None:
+    model, _ = load_model(f"llama:{shape},n_heads=32,vocab_size=131072,context=4096")
+    stack = load_cluster("nanotron-h100").stack
+    assert model.layers_past_share(len(counts)) == counts
+    layout = {"pp": 1, "zero": 1, **layout}
+    fixed = LayoutConfig(sequence_parallel="tp" in layout, split=counts, **layout)  # type: ignore[arg-type]
+    assert stage_memory(stack, model, fixed, 256)[0].total / 2**30 == pytest.approx(gib, rel=0.07)
+    free = Fixed(**layout)  # type: ignore[arg-type]
+    found = legal_layouts(model, fixed.tp * fixed.pp * fixed.dp, 256, free, stack, Counter())
+    assert found.layout(0).split == counts
+
+
+def test_a_stage_is_left_for_every_rank() -> None:
+    """Also where the output matrix costs more than all layers."""
+    model, _ = load_model("gpt:n_layers=4,d_model=64,n_heads=2,vocab_size=50000")
+    assert model.layers_past_share(4) == (1, 1, 1, 1)
+    assert model.layers_past_share(1) == (4,)

@@ -9,6 +9,7 @@ import pytest
 from gradatim.config.settings import LayoutConfig
 from gradatim.plan.architecture import Architecture, load_model
 from gradatim.plan.cluster import Cluster, load_cluster
+from gradatim.plan.physics import FITTED
 from gradatim.plan.predict import exposed, predict
 from gradatim.shapes import parameter_count
 
@@ -47,7 +48,8 @@ def test_gradients_summed_in_buckets(
 ) -> None:
     model, _ = load_model(f"llama:{shape},n_heads=32,vocab_size=131072,context=4096,tied={str(tied).lower()}")
     assert model.parameter_count / 1e9 == pytest.approx(billions, rel=0.01)
-    fixed = LayoutConfig(split="by-cost", sequence_parallel="tp" in layout, **layout)  # type: ignore[arg-type]
+    split = model.layers_past_share(layout.get("pp", 1))
+    fixed = LayoutConfig(split=split, sequence_parallel="tp" in layout, **layout)  # type: ignore[arg-type]
     devices = fixed.tp * fixed.pp * fixed.dp
     seconds = model.flops_per_token * 256 * 4096 / devices / (mfu / 100 * 989e12)
     assert predict(load_cluster("nanotron-h100"), model, fixed, 256).seconds == pytest.approx(seconds, rel=0.06)
@@ -85,6 +87,39 @@ def test_what_more_of_a_thing_costs() -> None:
     assert seconds(tp=4, dp=16)["optimizer"] == plain["optimizer"] > seconds(tp=4, dp=16, zero=1)["optimizer"]
     looped = seconds(pp=4, dp=4, chunks=3, schedule="interleaved")
     assert looped["bubble"] < seconds(pp=4, dp=4)["bubble"] and looped["pipeline"] > seconds(pp=4, dp=4)["pipeline"]
+
+
+def test_a_loss_step_by_step_costs_more() -> None:
+    model, _ = load_model("gpt:n_layers=4,d_model=1024,n_heads=16,vocab_size=131072")
+    cluster = load_cluster("selene-2022")
+    fused = replace(cluster, stack=replace(cluster.stack, fused_loss=True))
+    one, other = (predict(c, model, LayoutConfig(microbatch=4), 4).breakdown["compute"] for c in (cluster, fused))
+    logits = 4 * model.context * 131072 * 4  # bytes in fp32, over which it goes seven times more often
+    moved = 7 * logits / (cluster.device.bandwidth * FITTED.memory)
+    assert one - other == pytest.approx(moved * cluster.stack.multiplier, rel=1e-6)
+
+
+def test_transfers_that_the_device_waits_for() -> None:
+    model, _ = load_model("gpt:n_layers=24,d_model=4096,n_heads=32,vocab_size=51200")
+    cluster = load_cluster("selene-2022")
+    freely = replace(cluster, stack=replace(cluster.stack, transfer_operations=0))
+    layout = LayoutConfig(pp=4, microbatch=1, chunks=2, schedule="interleaved")
+    waited = predict(cluster, model, layout, 16).breakdown["pipeline"]
+    hosts = 2 * 16 * 2 * cluster.stack.transfer_operations * FITTED.launch  # both ways, microbatches, chunks
+    assert waited - predict(freely, model, layout, 16).breakdown["pipeline"] == pytest.approx(
+        hosts * cluster.stack.multiplier
+    )
+
+
+def test_a_tied_matrix_on_two_stages_is_summed_over_both() -> None:
+    shape = "gpt:n_layers=24,d_model=4096,n_heads=32,vocab_size=51200,tied="
+    cluster = load_cluster("selene-2021")
+    tied, alone = (
+        predict(cluster, load_model(shape + word)[0], LayoutConfig(pp=4, microbatch=1), 16).breakdown["data"]
+        for word in ("true", "false")
+    )
+    moved = 51200 * 4096 * 4 / (cluster.node.link * FITTED.link)  # a sum over two moves it once; both in one node
+    assert alone == 0 and tied == pytest.approx(moved * cluster.stack.multiplier, rel=0.05)
 
 
 def test_communication_beside_computation() -> None:

@@ -50,7 +50,7 @@ def test_the_bound_is_one(model: Architecture, name: str) -> None:
     seconds = np.array([predict(cluster, model, columns.layout(i), 32).seconds for i in some.tolist()])
     assert (below[some] <= seconds * (1 + 1e-9)).all()
     # where layers may be shared out unevenly less is known beforehand
-    assert np.median(below[some] / seconds) > (0.9 if cluster.stack.splits == ("uniform",) else 0.6)
+    assert np.median(below[some] / seconds) > (0.9 if cluster.stack.splits == ("uniform",) else 0.55)
 
 
 def test_layouts_are_legal(model: Architecture, cluster: Cluster) -> None:

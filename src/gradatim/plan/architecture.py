@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
@@ -147,6 +148,18 @@ class Architecture:
         if layout.split == "uniform":
             return even_counts(self.layers, chunks)
         return counts_by_cost(self.layers, chunks, self.head_in_layers)
+
+    def layers_past_share(self, chunks: int) -> tuple[int, ...]:
+        """Layers of each chunk where one takes layers until their matrices, so far, have passed its share of all."""
+        block = sum(math.prod(p.shape) for p in self._parameters if p.name.startswith("blocks.") and len(p.shape) > 1)
+        head = self.vocabulary * self.width
+        counts, chunk = [0] * chunks, 0
+        for layer in range(1, self.layers + 1):
+            counts[chunk] += 1
+            past = layer * block * chunks > (chunk + 1) * (self.layers * block + head)
+            if chunk < chunks - 1 and (past or self.layers - layer == chunks - 1 - chunk):
+                chunk += 1
+        return tuple(counts)
 
     @property
     def flops_per_token(self) -> int:

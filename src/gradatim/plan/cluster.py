@@ -73,6 +73,8 @@ class Stack:
     """Fused attention skips the blocks above the diagonal."""
     fused: bool = True
     """Bias with GELU, bias with dropout and residual, norms are one pass each."""
+    fused_loss: bool = False
+    """The loss goes over the logits in a few passes; without, in one for each step, as Megatron-LM's parallel loss."""
     dropout: bool = True
     """Hidden and attention dropout are on."""
     operations_forward: int = 32
@@ -95,6 +97,8 @@ class Stack:
     """Each microbatch's gradients are added to sums in fp32 in a pass of their own."""
     overlap_pipeline: bool = False
     """Pipeline transfers hide behind computation."""
+    transfer_operations: int = 0
+    """Operations that the host issues for a pipeline transfer while the device waits for it: nothing hides them."""
     scatter_gather: bool = True
     """Each tensor rank sends its share of a pipeline transfer; the receivers gather it over the node's links."""
     reduced_bytes: int = 4
@@ -107,6 +111,8 @@ class Stack:
     """Bytes of a gradient as it is kept."""
     state_bytes: int = 12
     """Bytes of optimizer state for a parameter (master weight, two moments), which ZeRO shards."""
+    keeps_gathered: bool = False
+    """Under sequence parallelism the inputs that column-parallel matrices gather are kept, not gathered again."""
     keeps_norm_input: bool = True
     """Both a norm's input and its output are kept; without, one of them is computed from the other."""
     logits_kept: int = 4
@@ -124,7 +130,8 @@ class Stack:
     recompute: tuple[str, ...] = ("none", "selective", "full")
     """What it can compute again instead of storing."""
     splits: tuple[str, ...] = ("uniform",)
-    """Splits of layers over stages that it has: ``uniform`` wants a divisor."""
+    """Splits of layers over stages that it has: ``uniform`` wants a divisor; with ``past-share`` a stage takes layers
+    until the cost so far has passed its share."""
     multiplier: float = 1.0
     """Measured step time over predicted, fitted on runs of this stack; 1 where none were at hand."""
     multiplier_one_node: float | None = None

@@ -51,6 +51,8 @@ class Columns:
     names: list[str]
     recomputes: list[str]
     splits: list[str]
+    counts: dict[int, tuple[int, ...]]
+    """For the split ``past-share``: by the number of chunks, the layers of each."""
 
     def __len__(self) -> int:
         return len(self.tp)
@@ -67,8 +69,12 @@ class Columns:
             sequence_parallel=bool(self.sequence_parallel[i]),
             recompute=self.recomputes[self.recompute[i]],
             zero=int(self.zero[i]),  # type: ignore[arg-type]
-            split=self.splits[self.split[i]],
+            split=self._split(i),
         )
+
+    def _split(self, i: int) -> Any:
+        kind = self.splits[self.split[i]]
+        return self.counts[int(self.pp[i] * self.chunks[i])] if kind == "past-share" else kind
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,7 +144,10 @@ def legal_layouts(
                             for zero in _zero(stack, fixed, dp):
                                 rows.append((tp, pp, dp, chunks, schedule, microbatch, sp, recompute, zero, split))
     columns = np.array(rows, dtype=np.int64).reshape(-1, 10).T
-    return Columns(*columns, names, recomputes, splits)  # type: ignore[call-arg]
+    counts = {}
+    if "past-share" in splits:
+        counts = {n: model.layers_past_share(n) for n in np.unique(columns[1] * columns[3]).tolist()}
+    return Columns(*columns, names, recomputes, splits, counts)  # type: ignore[call-arg]
 
 
 def _divides(tp: int, model: Architecture) -> bool:

@@ -180,7 +180,10 @@ def block_activations(
     kept = 4 * inputs + 2 * mask if stack.keeps_norm_input else 2 * inputs + 2 * mask
     kept += q + kv  # queries, keys, values
     kept += q  # what enters the output matrix, which fused attention needs too
-    kept += (3 if model.gated else 1 if model.config.activation == "relu" else 2) * inner
+    if stack.keeps_gathered:
+        kept += 2 * (width - inputs)
+    gated = 3 if stack.fused else 4  # without a fused pass also what the gate's non-linearity gives
+    kept += (gated if model.gated else 1 if model.config.activation == "relu" else 2) * inner
     core = 0.0
     if stack.attention == "flash":
         kept += 4.0 * tokens * heads  # logarithms of the softmax's sums

@@ -23,6 +23,8 @@ from gradatim.plan.work import Pass, Work, block_work, cross_work, embedding_wor
 
 CONTENTION = 0.15
 """Share of a device that communication keeps busy meanwhile: NCCL's kernels hold some 16 of 108 to 132 units."""
+PASSES = 4
+"""Times that a gradient is moved when a step ends: read for the norm, read and written to scale it, cleared."""
 
 
 def pass_seconds(physics: Physics, cluster: Cluster, work: Pass, tp: int) -> Seconds:
@@ -135,7 +137,9 @@ def pipeline_times(
     size = float(stack.element_bytes * layout.microbatch * model.context * model.width)
     if layout.sequence_parallel:
         size /= tp
-    transfer = transfer_seconds(physics, cluster, size, tp, dp, pp) if pp > 1 else 0.0
+    transfer = 0.0
+    if pp > 1:
+        transfer = transfer_seconds(physics, cluster, size, tp, dp, pp) + stack.transfer_operations * physics.launch
     return Pipeline(forward, backward, transfer, 0.0 if stack.overlap_pipeline else transfer)
 
 
@@ -238,22 +242,27 @@ def data_and_optimizer(
     gradients, weights = most * stack.reduced_bytes, most * stack.weight_bytes
     tensors = model.tensors(max(counts))
     buckets = min(tensors, math.ceil(weights / stack.bucket)) if stack.bucket else 1  # none smaller than a tensor
-    reduce = gather = 0.0
+    reduce = gather = late = 0.0
     if layout.zero < 3:  # else in every microbatch, counted there
         kind = "reduce-scatter" if layout.zero and stack.scatters_gradients else "all-reduce"
         reduce = buckets * collective_seconds(physics, cluster, kind, gradients / buckets, dp, stride=tp)
+        last = model.embedding_parameters(tp) * stack.reduced_bytes  # known when the backward pass is over
+        late = collective_seconds(physics, cluster, kind, last, dp, stride=tp)
     if layout.zero in (1, 2):
         gather = collective_seconds(physics, cluster, "all-gather", weights, dp, stride=tp)
         if stack.copies_weights and dp > 1:
             gather += tensors * dp * physics.kernel
     if stack.overlap_data:
         hidden = beside.forward.total if stack.overlap_weights else 0.0
-        data = exposed(reduce, beside.backward.total) + exposed(gather, hidden)
+        data = exposed(max(0.0, reduce - late), beside.backward.total) + late + exposed(gather, hidden)
     else:
         data = reduce + gather
+    if model.tied and layout.pp > 1:  # the first stage's and the last one's, summed
+        shared = model.vocabulary * model.width // tp * stack.reduced_bytes
+        data += collective_seconds(physics, cluster, "all-reduce", shared, 2, stride=tp * dp * (layout.pp - 1))
     shards = dp if layout.zero else 1
-    # master weight and moments are read and written, the gradient read (for its norm too), the weight written
-    moved = most / shards * (2 * stack.state_bytes + 4 + stack.weight_bytes) + most * stack.gradient_bytes / (
+    # master weight and moments are read and written, the gradient read, the weight written
+    moved = most / shards * (2 * stack.state_bytes + 4 + stack.weight_bytes) + PASSES * most * stack.gradient_bytes / (
         dp if layout.zero >= 2 else 1
     )
     return data, traffic_seconds(physics, cluster.device, moved)
