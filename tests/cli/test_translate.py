@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from gradatim.cli.main import main
+from gradatim.report.attention import labels
 
 TINY = ["--steps", "3", "--batch_tokens", "200", "--model.d_model", "16", "--optimizer.warmup", "1"]
 
@@ -43,7 +44,7 @@ def test_a_line_comes_back_for_each_line(runs: Path, tmp_path: Path, capsys: Any
         out, err = answer(capsys, "translate", runs / recipe, file, "--beams", 2, "--max-new", 5)
         assert out.count("\n") == 3
         assert out.split("\n")[1] == ""
-        assert "1 empty lines" in err and "2 words the model has never seen" in err
+        assert "1 empty line," in err and "2 words never seen in training, read as unknown: inconnue, zut\n" in err
     given(monkeypatch, "je suis étudiant")
     assert answer(capsys, "translate", runs / "attention", "--beams", 1)[0].count("\n") == 1
     given(monkeypatch, "")
@@ -93,6 +94,13 @@ def test_a_picture_of_many_tokens_says_what_it_leaves_out(
     _, err = answer(capsys, "translate", runs / "long", "--attention", tmp_path / "a.png", "--max-new", 3, "--beams", 1)
     assert "401 tokens on a side are too many to label each" in err
     assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+def test_labels_of_a_picture_show_where_words_begin() -> None:
+    tokens = ["L", "'", "accord", " z", "one", " ", "$", "1", "9", ".", "<|endoftext|>"]
+    pieces = ["L", "'", "accord", "z", "·one", "␣", r"\$", "1", "·9", ".", "(end)"]
+    assert labels(tokens, whole_words=False) == pieces
+    assert labels(["un", "chat", "<|endoftext|>"], whole_words=True) == ["un", "chat", "(end)"]
 
 
 def test_forced_decoding_reads_the_given_translation(runs: Path, tmp_path: Path, capsys: Any) -> None:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from gradatim.report.attention import Looked
     from gradatim.train import Run
 
+EXAMPLES = 5
+"""Unknown words that are named."""
 FORMATS = (".png", ".svg", ".html", ".json", ".txt", ".pharaoh")
 
 
@@ -137,15 +139,23 @@ def _report(found: list[Translated], translating: Translating) -> None:
     empty = sum(1 for each in found if not each.source.strip())
     if cut:
         say(
-            f"{len(cut):,} sentences are longer than the context ({translating.context} tokens) and were cut: "
+            f"{_many(len(cut), 'sentence')} longer than the context ({translating.context} tokens), cut: "
             f"{sum(each.cut for each in cut):,} tokens were not read"
         )
     if unknown:
-        say(f"{unknown:,} words the model has never seen stand as one unknown word")
+        pieces = [piece for each in found if each.unknown for piece in translating.source_tokenizer.unseen(each.source)]
+        names = list(dict.fromkeys(pieces))
+        some = ", ".join(names[:EXAMPLES]) + (", …" if len(names) > EXAMPLES else "")
+        noun = "character" if translating.source_tokenizer.kind == "char" else "word"
+        say(f"{_many(unknown, noun)} never seen in training, read as unknown" + (f": {some}" if some else ""))
     if unended:
-        say(f"{unended:,} translations reached the limit of length unfinished")
+        say(f"{_many(unended, 'translation')} reached the limit of length unfinished")
     if empty:
-        say(f"{empty:,} empty lines stay empty")
+        say(f"{_many(empty, 'empty line')}, left empty")
+
+
+def _many(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def _looked(each: Translated, translating: Translating) -> Looked | None:
