@@ -244,6 +244,9 @@ def _pairs(run: Run, source: str | None, target: str | None) -> list[Pair]:
             for what, count in tally.dropped.items():
                 say(f"{what}: {count:,}")
             return found
+    if source is not None:
+        raise DataError(Problem(where=f"{source} and {target}", what="there are no pairs",
+                                attempt="name files with a sentence on both sides of a line"))  # fmt: skip
     raise DataError(
         Problem(where=str(run.directory), what="the run has neither test nor validation pairs",
                 attempt="--source FILE --target FILE")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +15,11 @@ from gradatim.errors import ConfigError, DataError, Problem
 if TYPE_CHECKING:
     from gradatim.decode.translate import Translated, Translating
     from gradatim.report.attention import Looked
+    from gradatim.text.tokenizer import Tokenizer
     from gradatim.train import Run
 
-EXAMPLES = 5
-"""Unknown words that are named."""
+EXAMPLES, EXAMPLE = 5, 30
+"""Unknown words that are named, and the characters of each that are shown."""
 FORMATS = (".png", ".svg", ".html", ".json", ".txt", ".pharaoh")
 
 
@@ -60,6 +62,11 @@ def command(
             Problem(where="--attention", what="no such format", got=picture.name, allowed=", ".join(FORMATS),
                     attempt=str(picture.with_suffix(".png")))
         )  # fmt: skip
+    elif picture is not None and not picture.absolute().parent.is_dir():
+        problems.append(
+            Problem(where="--attention", what="there is no such folder", got=str(picture.parent),
+                    attempt=f"mkdir -p {picture.parent}")
+        )  # fmt: skip
     if problems:
         raise ConfigError(*problems)
 
@@ -96,14 +103,21 @@ def command(
 
 def _lines(name: str) -> list[str]:
     """The sentences of a file or of standard input."""
+    from gradatim.text.sources import refuse_binary
+
     try:
         raw = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
     except FileNotFoundError:
         raise DataError(Problem(where=name, what="there is no such file", attempt="check the path, or - for standard "
                                 "input")) from None  # fmt: skip
+    except IsADirectoryError:
+        raise DataError(Problem(where=name, what="this is a folder", allowed="a file, a sentence a line")) from None
+    refuse_binary(Path(name), io.BytesIO(raw))
     text = raw.decode("utf-8", "replace").removeprefix("\ufeff").replace("\r\n", "\n")
     if "\ufffd" in text and b"\xef\xbf\xbd" not in raw:
         say(f"{name}: bytes that are not UTF-8 were replaced")
+    if not text:
+        say(f"{name}: there are no sentences")
     return text.removesuffix("\n").split("\n") if text else []
 
 
@@ -143,15 +157,19 @@ def _report(found: list[Translated], translating: Translating) -> None:
             f"{sum(each.cut for each in cut):,} tokens were not read"
         )
     if unknown:
-        pieces = [piece for each in found if each.unknown for piece in translating.source_tokenizer.unseen(each.source)]
-        names = list(dict.fromkeys(pieces))
-        some = ", ".join(names[:EXAMPLES]) + (", …" if len(names) > EXAMPLES else "")
-        noun = "character" if translating.source_tokenizer.kind == "char" else "word"
-        say(f"{_many(unknown, noun)} never seen in training, read as unknown" + (f": {some}" if some else ""))
+        _name_unknown(found, unknown, translating.source_tokenizer)
     if unended:
         say(f"{_many(unended, 'translation')} reached the limit of length unfinished")
     if empty:
         say(f"{_many(empty, 'empty line')}, left empty")
+
+
+def _name_unknown(found: list[Translated], unknown: int, tokenizer: Tokenizer) -> None:
+    names = list(dict.fromkeys(piece for each in found if each.unknown for piece in tokenizer.unseen(each.source)))
+    some = [f"{name[:EXAMPLE]}…" if len(name) > EXAMPLE else name for name in names[:EXAMPLES]]
+    some += ["…"] if len(names) > EXAMPLES else []
+    noun = "character" if tokenizer.kind == "char" else "word"
+    say(f"{_many(unknown, noun)} never seen in training, read as unknown" + (f": {', '.join(some)}" if some else ""))
 
 
 def _many(number: int, noun: str) -> str:

@@ -70,7 +70,8 @@ def remark(references: Sequence[str], tokenised: bool) -> str | None:
         return None
     return (
         f"WARNING: {looks:,} of {len(references):,} references end in a full stop after a space, as tokenised text "
-        "does: bleu is meant for text as people write it; a run whose data.tokenised is true counts the tokens as they stand"
+        "does: bleu is meant for text as people write it; with data.tokenised true, bleu_tokenised counts the tokens "
+        "as they stand"
     )
 
 
