@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from gradatim.cli.main import main
+from gradatim.report.attention import labels
 
 TINY = ["--steps", "3", "--batch_tokens", "200", "--model.d_model", "16", "--optimizer.warmup", "1"]
 
@@ -43,7 +44,7 @@ def test_a_line_comes_back_for_each_line(runs: Path, tmp_path: Path, capsys: Any
         out, err = answer(capsys, "translate", runs / recipe, file, "--beams", 2, "--max-new", 5)
         assert out.count("\n") == 3
         assert out.split("\n")[1] == ""
-        assert "1 empty lines" in err and "2 words the model has never seen" in err
+        assert "1 empty line," in err and "2 words never seen in training, read as unknown: inconnue, zut\n" in err
     given(monkeypatch, "je suis étudiant")
     assert answer(capsys, "translate", runs / "attention", "--beams", 1)[0].count("\n") == 1
     given(monkeypatch, "")
@@ -95,6 +96,13 @@ def test_a_picture_of_many_tokens_says_what_it_leaves_out(
     assert (tmp_path / "a.png").stat().st_size > 1000
 
 
+def test_labels_of_a_picture_show_where_words_begin() -> None:
+    tokens = ["L", "'", "accord", " z", "one", " ", "$", "1", "9", ".", "<|endoftext|>"]
+    pieces = ["L", "'", "accord", "z", "·one", "␣", r"\$", "1", "·9", ".", "(end)"]
+    assert labels(tokens, whole_words=False) == pieces
+    assert labels(["un", "chat", "<|endoftext|>"], whole_words=True) == ["un", "chat", "(end)"]
+
+
 def test_forced_decoding_reads_the_given_translation(runs: Path, tmp_path: Path, capsys: Any) -> None:
     source, target = tmp_path / "a.fr", tmp_path / "a.en"
     source.write_text("je suis étudiant\n")
@@ -114,7 +122,9 @@ def test_forced_decoding_reads_the_given_translation(runs: Path, tmp_path: Path,
         (["--n-best", "3", "--beams", "2"], 2, "not so many beams"),
         (["--length-penalty", "nan"], 2, "out of range"),
         (["--attention", "a.bmp"], 2, "no such format"),
+        (["--attention", "nowhere/a.png"], 2, "no such folder"),
         (["missing.fr"], 3, "no such file"),
+        (["."], 3, "this is a folder"),
         (["--average", "99"], 2, "not kept so many"),
     ],
 )
@@ -124,6 +134,29 @@ def test_mistakes_are_told(
     given(monkeypatch, "je suis étudiant\n")
     _, err = answer(capsys, "translate", runs / "attention", *arguments, code=code)
     assert what in err
+
+
+def test_odd_files_are_told_apart(runs: Path, tmp_path: Path, capsys: Any) -> None:
+    """UTF-16 and binary files are refused by every verb; one pair trains, and nothing is held out of it."""
+    wide, own, empty = tmp_path / "wide.fr", tmp_path / "own.en", tmp_path / "empty.fr"
+    wide.write_text("je suis là\n", encoding="utf-16")
+    own.write_text("I am here\n")
+    empty.write_text("")
+    both = ["--data.train_source", wide, "--data.train_target", own]
+    for verb in (["translate", runs / "attention", wide], ["train", "attention", "--run", tmp_path / "a", *TINY, *both],
+                 ["evaluate", runs / "attention", "--source", wide, "--target", own]):  # fmt: skip
+        assert "not text in UTF-8\n    got: UTF-16" in answer(capsys, *verb, code=3)[1]
+    wide.write_bytes(bytes(range(256)) * 9)
+    assert "not text in UTF-8" in answer(capsys, "translate", runs / "attention", wide, code=3)[1]
+    assert "there are no sentences" in answer(capsys, "translate", runs / "attention", empty)[1]
+    _, err = answer(capsys, "evaluate", runs / "attention", "--source", empty, "--target", empty, code=3)
+    assert "there are no pairs" in err
+    wide.write_text("je suis là\n")
+    more = ["--data.split", "component", "--data.cache", tmp_path / "cache"]
+    _, err = answer(capsys, "train", "attention", "--run", tmp_path / "b", *TINY, *both, *more)
+    assert "valid: too few pairs to hold any out" in err
+    found, _ = answer(capsys, "translate", tmp_path / "b", wide, "--beams", 99, "--n-best", 99, "--max-new", 1)
+    assert len(found.splitlines()) == 5  # as many as there are words, the end and the unknown
 
 
 def test_pictures_that_cannot_be(runs: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:

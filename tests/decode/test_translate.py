@@ -16,7 +16,7 @@ from translators import VOCAB, build, source_vocabulary
 
 from gradatim.config.settings import TokenizerConfig
 from gradatim.decode.prompt import Reader
-from gradatim.decode.search import likeliest_of_rows, search
+from gradatim.decode.search import candidates, search
 from gradatim.decode.translate import Translating, align, translate
 from gradatim.text.pair_batches import stack
 from gradatim.text.vocabulary import train_tokenizer
@@ -133,21 +133,22 @@ def test_attention_follows_the_back_pointers(name, beams):
                 assert forced.translations[0].log_probability == pytest.approx(best.log_probability)
 
 
-def test_equals_are_taken_in_order():
-    table = torch.tensor([[0.0, 2.0, 1.0, 1.0, 1.0], [3.0, 3.0, 3.0, 3.0, 0.0], [-torch.inf] * 4 + [1.0]])
-    values, places = likeliest_of_rows(table, 3)
-    assert places[0].tolist() == [1, 2, 3]
-    assert places[1].tolist() == [0, 1, 2]
-    assert places[2, 0] == 4
-    assert values[0].tolist() == [2.0, 1.0, 1.0]
-    random = torch.from_numpy(np.random.default_rng(0).integers(0, 9, (40, 30)).astype(np.float32))
-    values, places = likeliest_of_rows(random, 7)
-    expected, order = random.sort(dim=1, descending=True, stable=True)
-    assert torch.equal(values, expected[:, :7]) and torch.equal(places, order[:, :7])
-    long = torch.from_numpy(np.random.default_rng(1).integers(0, 900, (60, 2_000)).astype(np.float32))  # in blocks
-    values, places = likeliest_of_rows(long, 5)
-    expected, order = long.sort(dim=1, descending=True, stable=True)
-    assert torch.equal(values, expected[:, :5]) and torch.equal(places, order[:, :5])
+@pytest.mark.parametrize("words", [5, 30, 2_000])  # the last in blocks, with words behind the last
+@pytest.mark.parametrize("most", [1, 3, 7, 200])
+def test_candidates_are_the_first_of_a_stable_sort(words, most):
+    """Equals, of one beam or of several, are in the order of beam and token; impossible ways come last."""
+    random = np.random.default_rng(words)
+    for values in (9, 900, 10**6):
+        table = torch.from_numpy(-random.integers(0, values, (40 * 3, words)).astype(np.float32))
+        table[random.random(table.shape) < 0.1] = -torch.inf
+        totals = torch.from_numpy(-random.integers(0, 4, (40, 3)).astype(np.float64))
+        totals[::5, 1:] = -torch.inf
+        every = (totals[:, :, None] + table.double().view(40, 3, words)).flatten(1)
+        expected, order = every.sort(dim=1, descending=True, stable=True)
+        sums, parents, tokens = candidates(totals, table, most)
+        assert torch.equal(sums, expected[:, :most])
+        possible = sums > -torch.inf
+        assert torch.equal((parents * words + tokens)[possible], order[:, :most][possible])
 
 
 def test_a_translation_longer_than_the_context_cannot_be_forced():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import sacrebleu
 
-from gradatim.evaluate.bleu import by_source_length, compare, judge, sentence_counts
+from gradatim.evaluate.bleu import by_source_length, compare, judge, remark, sentence_counts
 
 REFERENCES = [
     "The small cat sat on the old mat .", "I am a student , and she is a teacher .", "they don't like the red house",
@@ -54,6 +55,18 @@ def test_tokenised_bleu_counts_what_spaces_separate() -> None:
     found = judge(GOOD, REFERENCES, lowercase=False, tokenised=True)
     assert found.bleu_tokenised == pytest.approx(expected)
     assert found.bleu_tokenised_by == "the text's own spaces"
+    assert found.signature.endswith("|text:tokenised")
+
+
+def test_tokenised_text_is_remarked_on_once_and_by_us(capsys: pytest.CaptureFixture[str], caplog: Any) -> None:
+    texts = ["a cat sat on a mat ."] * 120  # from a hundred on sacreBLEU warns by itself
+    assert "text:" not in judge(texts, texts, lowercase=False, tokenised=False).signature
+    by_source_length(texts, texts, texts, lowercase=False)
+    compare(texts, texts, texts, lowercase=False)
+    assert capsys.readouterr().err == "" and not caplog.records
+    assert "120 of 120 references end in a full stop" in (remark(texts, tokenised=False) or "")
+    assert "not comparable" in (remark(texts, tokenised=True) or "")
+    assert remark([text.replace(" .", ".") for text in texts], tokenised=False) is None
 
 
 def test_sentence_counts_add_up_to_the_corpus() -> None:

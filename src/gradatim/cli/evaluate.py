@@ -189,7 +189,7 @@ def _translators(
     average: int, as_json: bool,
 ) -> None:  # fmt: skip
     from gradatim.cli.runs import open_translator
-    from gradatim.evaluate.bleu import compare
+    from gradatim.evaluate.bleu import compare, remark
     from gradatim.evaluate.translation import evaluate_pairs
 
     found: list[tuple[Path, TranslationEvaluation, list[str]]] = []
@@ -204,6 +204,9 @@ def _translators(
                                     attempt="--source FILE --target FILE"))  # fmt: skip
         pairs, lowercase = own, lowercase or translating.tokenizer.lowercase
         tokenised = opened.config.data.tokenised
+        note = remark([pair[1] for pair in pairs], tokenised)
+        if note and not found:
+            say(note)
         result, hypotheses = evaluate_pairs(translating, pairs, tokenised=tokenised, beams=beams, alpha=alpha, say=say)
         found.append((run, result, hypotheses))
     if len(found) == 1:
@@ -241,6 +244,9 @@ def _pairs(run: Run, source: str | None, target: str | None) -> list[Pair]:
             for what, count in tally.dropped.items():
                 say(f"{what}: {count:,}")
             return found
+    if source is not None:
+        raise DataError(Problem(where=f"{source} and {target}", what="there are no pairs",
+                                attempt="name files with a sentence on both sides of a line"))  # fmt: skip
     raise DataError(
         Problem(where=str(run.directory), what="the run has neither test nor validation pairs",
                 attempt="--source FILE --target FILE")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +15,11 @@ from gradatim.errors import ConfigError, DataError, Problem
 if TYPE_CHECKING:
     from gradatim.decode.translate import Translated, Translating
     from gradatim.report.attention import Looked
+    from gradatim.text.tokenizer import Tokenizer
     from gradatim.train import Run
 
+EXAMPLES, EXAMPLE = 5, 30
+"""Unknown words that are named, and the characters of each that are shown."""
 FORMATS = (".png", ".svg", ".html", ".json", ".txt", ".pharaoh")
 
 
@@ -58,6 +62,11 @@ def command(
             Problem(where="--attention", what="no such format", got=picture.name, allowed=", ".join(FORMATS),
                     attempt=str(picture.with_suffix(".png")))
         )  # fmt: skip
+    elif picture is not None and not picture.absolute().parent.is_dir():
+        problems.append(
+            Problem(where="--attention", what="there is no such folder", got=str(picture.parent),
+                    attempt=f"mkdir -p {picture.parent}")
+        )  # fmt: skip
     if problems:
         raise ConfigError(*problems)
 
@@ -94,14 +103,21 @@ def command(
 
 def _lines(name: str) -> list[str]:
     """The sentences of a file or of standard input."""
+    from gradatim.text.sources import refuse_binary
+
     try:
         raw = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
     except FileNotFoundError:
         raise DataError(Problem(where=name, what="there is no such file", attempt="check the path, or - for standard "
                                 "input")) from None  # fmt: skip
+    except IsADirectoryError:
+        raise DataError(Problem(where=name, what="this is a folder", allowed="a file, a sentence a line")) from None
+    refuse_binary(Path(name), io.BytesIO(raw))
     text = raw.decode("utf-8", "replace").removeprefix("\ufeff").replace("\r\n", "\n")
     if "\ufffd" in text and b"\xef\xbf\xbd" not in raw:
         say(f"{name}: bytes that are not UTF-8 were replaced")
+    if not text:
+        say(f"{name}: there are no sentences")
     return text.removesuffix("\n").split("\n") if text else []
 
 
@@ -137,15 +153,27 @@ def _report(found: list[Translated], translating: Translating) -> None:
     empty = sum(1 for each in found if not each.source.strip())
     if cut:
         say(
-            f"{len(cut):,} sentences are longer than the context ({translating.context} tokens) and were cut: "
+            f"{_many(len(cut), 'sentence')} longer than the context ({translating.context} tokens), cut: "
             f"{sum(each.cut for each in cut):,} tokens were not read"
         )
     if unknown:
-        say(f"{unknown:,} words the model has never seen stand as one unknown word")
+        _name_unknown(found, unknown, translating.source_tokenizer)
     if unended:
-        say(f"{unended:,} translations reached the limit of length unfinished")
+        say(f"{_many(unended, 'translation')} reached the limit of length unfinished")
     if empty:
-        say(f"{empty:,} empty lines stay empty")
+        say(f"{_many(empty, 'empty line')}, left empty")
+
+
+def _name_unknown(found: list[Translated], unknown: int, tokenizer: Tokenizer) -> None:
+    names = list(dict.fromkeys(piece for each in found if each.unknown for piece in tokenizer.unseen(each.source)))
+    some = [f"{name[:EXAMPLE]}…" if len(name) > EXAMPLE else name for name in names[:EXAMPLES]]
+    some += ["…"] if len(names) > EXAMPLES else []
+    noun = "character" if tokenizer.kind == "char" else "word"
+    say(f"{_many(unknown, noun)} never seen in training, read as unknown" + (f": {', '.join(some)}" if some else ""))
+
+
+def _many(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def _looked(each: Translated, translating: Translating) -> Looked | None:

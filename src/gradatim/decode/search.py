@@ -151,48 +151,50 @@ def candidates(
 
     Equals are in the order of beam and token, so that which are taken does not depend on how a sort breaks ties.
     """
-    n, width = totals.shape
-    values, tokens = likeliest_of_rows(log_probs, min(most, log_probs.shape[1]))
-    each = values.shape[1]
-    sums = (totals[:, :, None] + values.double().view(n, width, each)).flatten(1)
-    sums, order = sums.sort(dim=1, descending=True, stable=True)
-    sums, order = sums[:, :most], order[:, :most]
-    return sums, order // each, tokens.view(n, width * each).gather(1, order)
-
-
-def likeliest_of_rows(table: Float[Tensor, "n v"], most: int) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
-    """Of each row the ``most`` largest, largest first, and where; equals in order, which ``topk`` leaves open."""
-    if most == table.shape[1]:
-        values, places = table.sort(dim=1, descending=True, stable=True)
-        return values, places
-    values, places = largest(table, most + 1)
-    tied = (values[:, -1] == values[:, -2]) & (values[:, -1] > -torch.inf)
+    (n, width), v = totals.shape, log_probs.shape[1]
+    if most >= width * v:
+        sums, places = ways(totals, log_probs).sort(dim=1, descending=True, stable=True)
+        return sums, places // v, places % v
+    sums, places = largest(totals, log_probs, most + 1)
+    edge = sums[:, most - 1]
+    tied = (edge == sums[:, most]) & (edge > -torch.inf)
     places, order = places[:, :most].sort(dim=1)
-    values, order = values[:, :most].gather(1, order).sort(dim=1, descending=True, stable=True)
+    sums, order = sums[:, :most].gather(1, order).sort(dim=1, descending=True, stable=True)
     places = places.gather(1, order)
     if bool(tied.any()):  # which of the equals at the edge are in is not topk's to say
-        values, places = values.clone(), places.clone()
-        sorted_values, sorted_places = table[tied].sort(dim=1, descending=True, stable=True)
-        values[tied], places[tied] = sorted_values[:, :most], sorted_places[:, :most]
-    return values, places
+        rows = log_probs.view(n, width, v)[tied].flatten(0, 1)
+        sorted_sums, sorted_places = ways(totals[tied], rows).sort(dim=1, descending=True, stable=True)
+        sums[tied], places[tied] = sorted_sums[:, :most], sorted_places[:, :most]
+    return sums, places // v, places % v
 
 
-def largest(table: Float[Tensor, "n v"], most: int) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
-    """Of each row the ``most`` largest and where, in any order among equals: ``topk``, faster where rows are long.
+def ways(totals: Float[Tensor, "n w"], log_probs: Float[Tensor, "rows v"]) -> Float[Tensor, "n wv"]:
+    """The sum of each way to go on, beam after beam."""
+    return (totals[:, :, None] + log_probs.double().view(*totals.shape, -1)).flatten(1)
 
-    The k largest lie in the k blocks of words whose maxima are largest, since a block left out has k numbers before it
-    that are no less. A maximum of each block is one pass over the table; what is left to sort is small.
+
+def largest(
+    totals: Float[Tensor, "n w"], log_probs: Float[Tensor, "rows v"], most: int
+) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
+    """Of each text the ``most`` largest of ``ways``, largest first, and where: ``topk``, faster where rows are long.
+
+    The k largest lie in the k blocks of words whose maxima are largest, whichever beams those are of, since a block
+    left out has k numbers before it that are no less. A maximum of each block is one pass over the table; what is left
+    to sort is small.
     """
-    count = table.shape[1] // BLOCK
-    if count < 2 * most:
-        values, places = table.topk(most, dim=1)
-        return values, places
-    blocks = torch.unflatten(table[:, : count * BLOCK], 1, (count, BLOCK))
-    chosen = blocks.amax(2).topk(most, dim=1).indices[:, :, None]
-    among = blocks.gather(1, chosen.expand(-1, -1, BLOCK)).flatten(1)
-    where = (chosen * BLOCK + torch.arange(BLOCK, device=table.device)).flatten(1)
-    if table.shape[1] > count * BLOCK:
-        rest = torch.arange(count * BLOCK, table.shape[1], device=table.device).expand(len(table), -1)
-        among, where = torch.cat([among, table[:, count * BLOCK :]], 1), torch.cat([where, rest], 1)
-    values, places = among.topk(most, dim=1)
-    return values, where.gather(1, places)
+    (n, width), v = totals.shape, log_probs.shape[1]
+    count = v // BLOCK
+    if count * width < 2 * most:
+        sums, places = ways(totals, log_probs).topk(most, dim=1)
+        return sums, places
+    table = log_probs.view(n, width, v)
+    maxima = torch.unflatten(table[:, :, : count * BLOCK], 2, (count, BLOCK)).amax(3)
+    chosen = ways(totals, maxima.flatten(0, 1)).topk(most, dim=1).indices
+    first = chosen // count * v + chosen % count * BLOCK
+    places = (first[:, :, None] + torch.arange(BLOCK, device=table.device)).flatten(1)
+    if v > count * BLOCK:  # words behind the last whole block
+        rest = torch.arange(width * v, device=table.device).view(width, v)[:, count * BLOCK :].reshape(1, -1)
+        places = torch.cat([places, rest.expand(n, -1)], 1)
+    sums = totals.gather(1, places // v) + table.flatten(1).gather(1, places)
+    sums, order = sums.topk(most, dim=1)
+    return sums, places.gather(1, order)

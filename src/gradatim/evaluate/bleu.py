@@ -2,7 +2,8 @@
 
 sacreBLEU (Post, 2018) tokenises by itself and signs its figure with how. ``bleu_tokenised`` counts n-grams of tokens
 as they stand between spaces where the data is tokenised, else of sacreBLEU's 13a tokens in lower case: the older
-papers' figure, never to be mixed with the other.
+papers' figure, never to be mixed with the other. sacreBLEU is meant for text as people write it; of tokenised text its
+figure is still shown, but its signature then ends with ``|text:tokenised``, which sacreBLEU's own never does.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Judged:
     bleu: float
     chrf: float
     signature: str
-    """sacreBLEU's, of ``bleu``."""
+    """sacreBLEU's, of ``bleu``; where the text is tokenised, that is added."""
     bleu_tokenised: float
     bleu_tokenised_by: str
     """What cut the tokens of ``bleu_tokenised``."""
@@ -44,16 +45,33 @@ def judge(hypotheses: Sequence[str], references: Sequence[str], *, lowercase: bo
     from sacrebleu.metrics.bleu import BLEU
     from sacrebleu.metrics.chrf import CHRF
 
-    metric = BLEU(lowercase=lowercase)
+    metric = BLEU(lowercase=lowercase, force=True)  # its warning about tokenised text is ours to give: ``remark``
     score = metric.corpus_score(list(hypotheses), [list(references)])
-    older = BLEU(tokenize="none", force=True) if tokenised else BLEU(tokenize="13a", lowercase=True)
+    older = BLEU(tokenize="none", force=True) if tokenised else BLEU(tokenize="13a", lowercase=True, force=True)
     by = "the text's own spaces" if tokenised else "13a, lower case"
     return Judged(
         bleu=float(score.score),
         chrf=float(CHRF(lowercase=lowercase).corpus_score(list(hypotheses), [list(references)]).score),
-        signature=str(metric.get_signature()),
+        signature=str(metric.get_signature()) + ("|text:tokenised" if tokenised else ""),
         bleu_tokenised=float(older.corpus_score(list(hypotheses), [list(references)]).score),
         bleu_tokenised_by=by,
+    )
+
+
+def remark(references: Sequence[str], tokenised: bool) -> str | None:
+    """What is to be said of ``bleu`` where the text is tokenised, or looks like it and is not said to be."""
+    if tokenised:
+        return (
+            "the text is tokenised (data.tokenised), and bleu cuts it once more: not comparable with figures of text "
+            "as people write it; bleu_tokenised counts the tokens as they stand"
+        )
+    looks = sum(reference.rstrip().endswith(" .") for reference in references)
+    if 2 * looks <= len(references):
+        return None
+    return (
+        f"WARNING: {looks:,} of {len(references):,} references end in a full stop after a space, as tokenised text "
+        "does: bleu is meant for text as people write it; with data.tokenised true, bleu_tokenised counts the tokens "
+        "as they stand"
     )
 
 
@@ -68,7 +86,7 @@ def by_source_length(
     for first, after in zip(EDGES, (*EDGES[1:], None)):
         inside = np.nonzero((lengths >= first) & (lengths < (after or np.inf)))[0].tolist()
         if len(inside):
-            score = BLEU(lowercase=lowercase).corpus_score(
+            score = BLEU(lowercase=lowercase, force=True).corpus_score(
                 [hypotheses[i] for i in inside], [[references[i] for i in inside]]
             )
             words = f"{first}-{after - 1}" if after else f"{first} and more"

@@ -1,7 +1,8 @@
 """Where a translator looked: heat maps as PNG, SVG or a page, the matrix as JSON, links of words as Pharaoh pairs.
 
 A row is a token of the translation, a column one of the source; a row's weights add up to 1. Models with several
-attentions (layers, heads) have a map of each beside the mean of all. Pharaoh's ``3-1`` links source word 3 with target
+attentions (layers, heads) have a map of each beside the mean of all. The darkest colour of a map is its largest
+weight, so that attention spread over many tokens is seen as well. Pharaoh's ``3-1`` links source word 3 with target
 word 1, counted from 0: each target word with the source word that its pieces look at most, pieces of a word being
 added up on the source's side and averaged on the target's (Zenkel et al., 2019); nothing links to the end mark.
 """
@@ -25,8 +26,9 @@ from matplotlib.figure import Figure
 
 from gradatim.report import page
 from gradatim.report.figures import STYLE
+from gradatim.text.tokenizer import BOUNDARY
 
-LABELLED = 60
+LABELLED = 80
 """Tokens of a side up to which each is written beside its row or column; beyond, labels would not be legible."""
 HEADS_ACROSS = 4
 FORMATS = (".png", ".svg", ".html", ".json", ".txt", ".pharaoh")
@@ -100,62 +102,75 @@ def write(path: Path, looked: Sequence[Looked], whole_words: bool) -> list[str]:
     elif kind in (".txt", ".pharaoh"):
         path.write_text("".join(each.pharaoh(whole_words) + "\n" for each in looked), "utf-8")
     elif kind == ".html":
-        path.write_text(attention_page(looked), "utf-8")
+        path.write_text(attention_page(looked, whole_words), "utf-8")
     else:
-        path.write_bytes(draw(looked[0], kind[1:]))
+        path.write_bytes(draw(looked[0], kind[1:], whole_words))
     return notes
 
 
-def draw(looked: Looked, kind: str) -> bytes:
+def draw(looked: Looked, kind: str, whole_words: bool) -> bytes:
     """A heat map of the mean, and below it one of each attention where there are several; png or svg."""
     several = len(looked.names) > 1
     rows = -(-len(looked.names) // HEADS_ACROSS) if several else 0
-    width = min(max(5.0, 0.34 * len(looked.source) + 1.6), 24.0)
-    height = min(max(4.0, 0.3 * len(looked.target) + 1.4), 24.0)
+    width = min(max(5.6, 0.34 * len(looked.source) + 2.2), 30.0)
+    height = min(max(4.0, 0.3 * len(looked.target) + 1.4), 26.0)
     with matplotlib.rc_context({**STYLE, "axes.grid": False, "font.size": 9, "svg.fonttype": "path"}):
         figure = Figure(figsize=(width, height + 2.2 * rows), layout="constrained")
         grid = figure.add_gridspec(1 + rows, HEADS_ACROSS, height_ratios=[height, *[2.2] * rows])
         axes = figure.add_subplot(grid[0, :])
-        _map(axes, looked.mean)
+        image = _map(axes, looked.mean)
+        figure.colorbar(image, ax=axes, label="weight", pad=0.01, fraction=0.6 / width, aspect=30)
         for axis, tokens in ((axes.xaxis, looked.source), (axes.yaxis, looked.target)):
             step = -(-len(tokens) // LABELLED)
             places = list(range(0, len(tokens), step))
-            axis.set_ticks(places, [_plain(tokens[place]) for place in places])
+            names = labels(tokens, whole_words)
+            axis.set_ticks(places, [names[place] for place in places])
         axes.xaxis.tick_top()
         axes.tick_params(axis="x", rotation=60)
         for label in axes.get_xticklabels():
             label.set_horizontalalignment("left")
         if several:
-            axes.set_xlabel(f"mean of {len(looked.names)} heads")
+            axes.set_xlabel(f"mean of {len(looked.names)} heads; below, each head and its largest weight")
             for place, (name, table) in enumerate(zip(looked.names, looked.weights, strict=True)):
                 small = figure.add_subplot(grid[1 + place // HEADS_ACROSS, place % HEADS_ACROSS])
                 _map(small, table)
                 small.set_xticks([])
                 small.set_yticks([])
-                small.set_title(name, fontsize=8)
+                small.set_title(f"{name}: {table.max():.2f}", fontsize=8)
         buffer = io.BytesIO()
         facts = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
         figure.savefig(buffer, format=kind, dpi=110, metadata=facts)
     return buffer.getvalue()
 
 
-def _map(axes: Any, table: NDArray[np.float64]) -> None:
-    axes.imshow(table, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto", interpolation="nearest")
+def _map(axes: Any, table: NDArray[np.float64]) -> Any:
     for side in axes.spines.values():
         side.set_visible(True)
+    return axes.imshow(table, cmap="Blues", vmin=0.0, vmax=float(table.max()), aspect="auto", interpolation="nearest")
 
 
-def _plain(token: str) -> str:
-    """A token as a label; matplotlib would read dollar signs as mathematics."""
-    return token.strip().replace("$", r"\$") or "␣"
+def labels(tokens: Sequence[str], whole_words: bool) -> list[str]:
+    """Tokens as labels: pieces that go on with a word begin with a dot, the end mark is called (end)."""
+    pieces = not whole_words and any(len(token.strip()) > 1 for token in tokens if token != BOUNDARY)
+    found = []
+    for place, token in enumerate(tokens):
+        name = token.strip().replace("$", r"\$") or "␣"  # matplotlib would read dollar signs as mathematics
+        if token == BOUNDARY:
+            name = "(end)"
+        elif pieces and place and token[:1].isalnum() and tokens[place - 1][-1:].isalnum():
+            name = f"·{name}"
+        found.append(name)
+    return found
 
 
-def attention_page(looked: Sequence[Looked]) -> str:
+def attention_page(looked: Sequence[Looked], whole_words: bool) -> str:
     """All maps on one page."""
     sections = []
     for each in looked:
-        drawing = draw(each, "svg").decode("utf-8")
+        drawing = draw(each, "svg", whole_words).decode("utf-8")
         text = " ".join("".join(each.source[:-1]).split())
         caption = "Rows: tokens of the translation. Columns: tokens of the source. Darker: more weight."
+        if not whole_words:
+            caption += " A dot before a token: it goes on with the word."
         sections.append(page.section(text, page.figure(drawing[drawing.index("<svg") :], caption)))
     return page.page("Attention", "Where the model looked while it wrote.", sections, "gradatim translate --attention")

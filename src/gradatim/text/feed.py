@@ -91,7 +91,7 @@ def notes_of(feed: Feed, config: RunConfig) -> tuple[str, ...]:
     if isinstance(feed, TaskRows):
         return feed.notes()
     many = feed.left_out if isinstance(feed, PairBatches) else 0
-    return (f"{many:,} pairs are longer than the context ({config.context}) and left out",) if many else ()
+    return (f"pairs longer than the context ({config.context}), left out: {many:,}",) if many else ()
 
 
 def source_vocabulary(prepared: AnyPrepared) -> int | None:

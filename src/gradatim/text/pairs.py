@@ -17,7 +17,7 @@ from typing import Any
 from gradatim.config.rules_pairs import PAIR_CORPORA
 from gradatim.config.settings import DataConfig
 from gradatim.errors import DataError, Problem
-from gradatim.text.sources import Tally, files_of, json_rows, lines_of, mend, package
+from gradatim.text.sources import Tally, files_of, json_rows, lines_of, mend, package, refuse_binary
 
 Pair = tuple[str, str]
 MODULES = {"phrasebook": "gradatim.text.phrasebook"}
@@ -84,6 +84,8 @@ def _aligned(split: str, source: str, target: str, tally: Tally) -> Iterator[Pai
                                     allowed="one text file, a sentence a line", attempt="check the path"))  # fmt: skip
         files.append(found[0])
     with files[0].open("rb") as first, files[1].open("rb") as second:
+        refuse_binary(files[0], first)
+        refuse_binary(files[1], second)
         lines = zip_longest(lines_of(first, tally), lines_of(second, tally))
         for number, (one, other) in enumerate(lines):
             if one is None or other is None:
@@ -130,6 +132,7 @@ def _tabs(path: Path, columns: tuple[str, ...], languages: Pair, tally: Tally) -
                                 attempt=f"--data.columns {','.join(languages)}"))  # fmt: skip
     places = [columns.index(language) for language in languages]
     with path.open("rb") as file:
+        refuse_binary(path, file)
         for number, line in enumerate(lines_of(file, tally), start=1):
             cells = line.rstrip("\n").split("\t")
             if len(cells) <= max(places):

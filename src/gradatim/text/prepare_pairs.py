@@ -52,7 +52,8 @@ def make_pairs(config: DataConfig, folder: Path, say: Callable[[str], None]) -> 
     described: dict[str, Any] = {}
     known = [set(column) for column in columns]
     for split, found in pairs.items():
-        if not found:  # too few to hold out any
+        if not found:
+            say(f"{split}: too few pairs to hold any out, so there is no such part")
             continue
         say(f"encoding {split}")
         tally = tallies[split]

@@ -33,6 +33,7 @@ SAMPLE = 1 << 16
 ODD_SHARE = 0.25
 """Largest share of NUL and invalid characters in a text: a page of French in Latin-1 has up to 16 %, archives and token
 ids have 40 % and more."""
+NO_TEXT = "this file is not text in UTF-8"
 ODD_LEAST = 32
 """Fewer than this many are no sign of anything."""
 
@@ -111,8 +112,7 @@ def _source(name: str, split: str, config: DataConfig, tally: Tally, where: str)
                 yield from _cells(_parquet(path, config.column), tally)
             else:
                 with path.open("rb") as file:
-                    _refuse_binary(path, file.read(SAMPLE))
-                    file.seek(0)
+                    refuse_binary(path, file)
                     yield from _cut(lines_of(file, tally), config.document)
 
 
@@ -138,17 +138,25 @@ def _tokens(name: str, folder: Path) -> DataError:
     return DataError(Problem(where=name, what="these are tokens, prepared from text, and not text", attempt=attempt))
 
 
-def _refuse_binary(path: Path, sample: bytes) -> None:
-    """Raise DataError for token files, archives, pictures and the like: reading them as text would be all noise."""
+def refuse_binary(path: Path, file: IO[bytes]) -> None:
+    """Raise DataError for token files, archives, pictures and the like: reading them as text would be all noise.
+
+    The file is judged by its beginning, and is at its beginning afterwards.
+    """
     if is_token_file(path):
         raise _tokens(str(path), path.parent)
+    sample = file.read(SAMPLE)
+    file.seek(0)
+    if sample.startswith((b"\xff\xfe", b"\xfe\xff")):  # its byte-order marks, which never begin UTF-8
+        attempt = f"iconv -f UTF-16 -t UTF-8 {path} > NEW"
+        raise DataError(Problem(where=str(path), what=NO_TEXT, got="UTF-16 by its first bytes", attempt=attempt))
     text = sample.decode("utf-8", "replace")
     odd = text.count("\ufffd") - sample.count("\ufffd".encode()) + text.count("\0")
     if odd >= ODD_LEAST and odd > ODD_SHARE * len(text):
         raise DataError(
             Problem(
                 where=str(path),
-                what="this file is not text in UTF-8",
+                what=NO_TEXT,
                 got=f"{odd:,} NUL and invalid characters among the first {len(text):,}",
                 attempt="name a text file; text in another encoding: iconv -f ENCODING -t UTF-8",
             )

@@ -93,6 +93,10 @@ class Tokenizer(ABC):
         """The bytes one token stands for wherever it occurs, or None where that depends on its neighbours."""
         return None
 
+    def unseen(self, text: str) -> list[str]:
+        """What of a text became the unknown token, where the pieces of a text are known by name."""
+        return []
+
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of the tokenizer.json's content, however it is laid out."""
@@ -129,6 +133,10 @@ class CharTokenizer(_TableTokenizer):
         """One id a character."""
         return self._look_up(text)
 
+    def unseen(self, text: str) -> list[str]:
+        """Characters outside the vocabulary."""
+        return [character for character in text if character not in self.ids]
+
     def decode(self, ids: Iterable[int]) -> str:
         """The characters; an unknown one becomes U+FFFD."""
         pieces = self.pieces
@@ -152,6 +160,10 @@ class WordTokenizer(_TableTokenizer):
     def encode(self, text: str) -> list[int]:
         """One id a word."""
         return self._look_up(split_words(text, self.split, self.lowercase))
+
+    def unseen(self, text: str) -> list[str]:
+        """Words outside the vocabulary."""
+        return [word for word in split_words(text, self.split, self.lowercase) if word not in self.ids]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Words separated by spaces."""

@@ -34,13 +34,15 @@ def linear(
     x: Float[Tensor, "*n i"], weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"] | None = None
 ) -> Float[Tensor, "*n o"]:
     """Equals ``F.linear`` to rounding; to the bit in training, that is wherever gradients are recorded."""
-    low = autocast_dtype(x)
-    if low is not None and _in_step(weight):
-        y: Tensor = LowLinear.apply(x, weight, bias, low)  # type: ignore[no-untyped-call]
-        return y
+    if torch.is_grad_enabled() or x.numel() > FEW * x.shape[-1]:
+        low = autocast_dtype(x)
+        if low is not None and _in_step(weight):
+            y: Tensor = LowLinear.apply(x, weight, bias, low)  # type: ignore[no-untyped-call]
+            return y
+        return F.linear(x, weight, bias)
     count = x.shape[:-1].numel()
     exact = weight.dtype in (torch.float32, torch.float64)  # half precision has kernels of its own
-    if torch.is_grad_enabled() or not 0 < count <= FEW or weight.device.type != "cpu" or not exact:
+    if count == 0 or weight.device.type != "cpu" or not exact:
         return F.linear(x, weight, bias)
     rows = x.reshape(count, -1)
     if count == 1:  # a lone row would become a matrix-vector product, several times slower than that with two columns

@@ -45,7 +45,10 @@ class Output(nn.Module):
 
     def log_probs(self, hidden: Float[Tensor, "*n d"]) -> Float[Tensor, "*n v"]:
         """Log-probabilities, at least in fp32."""
-        return F.log_softmax(at_least_fp32(self.logits(hidden)), -1)
+        logits = at_least_fp32(self.logits(hidden))
+        if torch.is_grad_enabled() or logits.device.type != "cpu":
+            return F.log_softmax(logits, -1)
+        return torch.log_softmax(logits, -1, out=logits)  # a table of this size is costly to ask for: use it again
 
     def log_prob(self, hidden: Float[Tensor, "*n d"], targets: Int[Tensor, "*n"]) -> Float[Tensor, "*n"]:
         """Log-probability of one word per position, 0 where the target is -100; chunk by chunk, for inference.
