@@ -114,6 +114,9 @@ def test_forced_decoding_reads_the_given_translation(runs: Path, tmp_path: Path,
     target.write_text("I am a student\nagain\n")
     _, err = answer(capsys, "translate", runs / "attention", source, "--forced", target, code=3)
     assert "2 lines" in err
+    target.write_text("I am " * 40)
+    _, err = answer(capsys, "translate", runs / "attention", source, "--forced", target, code=3)
+    assert "a.en:1: the translation is longer than the context\n    got: 81 tokens" in err
 
 
 @pytest.mark.parametrize(

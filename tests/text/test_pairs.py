@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,10 @@ def test_the_phrasebook_agrees_and_leaks_nothing() -> None:
     texts = [french for french, _ in pairs]
     assert not [text for text in texts if " ne a" in text or text.startswith("je a") or " le a" in text]
     assert any(text.startswith("elles ne sont pas") for text in texts)
+    assert not [text for text in texts if re.search(r"\bdes (petit|grand|joli|long|mauvais)", text)]
+    assert any(re.search(r"avons de (petit|grand)e?s ", text) for text in texts)
+    thirds = [phrasebook.third_person(verb) for verb in ("watch", "carry", "buy", "draw")]
+    assert thirds == ["watches", "carries", "buys", "draws"]
 
 
 # --------------------------------------------------------------------------- splits and leaks

@@ -89,6 +89,7 @@ def command(
         if len(targets) != len(sentences):
             raise DataError(Problem(where=forced, what="every sentence needs its translation",
                                     got=f"{len(targets):,} lines", allowed=f"{len(sentences):,}"))  # fmt: skip
+        _refuse_long(forced, targets, translating)
         found = [align(translating, *pair) for pair in zip(sentences, targets, strict=True)]
     _report(found, translating)
     looked = [_looked(each, translating) for each in found] if shows else []
@@ -131,6 +132,17 @@ def _refuse_picture(picture: Path, translating: Translating, run: Run, sentences
         raise ConfigError(Problem(where="--attention", what="a picture shows one sentence", got=f"{many} sentences",
                                   allowed="one sentence, or a .html, .json or .txt of all",
                                   attempt=str(picture.with_suffix(".html"))))  # fmt: skip
+
+
+def _refuse_long(name: str, targets: list[str], translating: Translating) -> None:
+    lengths = [len(ids) + 1 for ids in translating.tokenizer.encode_batch(targets)]
+    problems = [
+        Problem(where=f"{name}:{number}", what="the translation is longer than the context", got=f"{length:,} tokens",
+                allowed=f"at most {translating.context:,}, the end included")
+        for number, length in enumerate(lengths, 1) if length > translating.context
+    ]  # fmt: skip
+    if problems:
+        raise DataError(*problems)
 
 
 def _warn_direction(run: Run, sentences: list[str]) -> None:

@@ -2,7 +2,7 @@
 
 It is a demonstration. What differs between the languages is there to be learned: French adjectives and professions
 agree in gender and number, most adjectives follow their noun (some stand before it), negation surrounds the verb
-(*ne … pas*, *n'* before a vowel, *de* after it), articles are elided, and English has one *you* for *tu* and *vous*.
+(*ne … pas*, *n'* before a vowel, *de* after it), *des* becomes *de* before an adjective, articles are elided, and English has one *you* for *tu* and *vous*.
 Every French sentence has one translation; an English one may come from several, which stay in one part.
 """
 
@@ -83,6 +83,13 @@ def article(word: str) -> str:
     return f"an {word}" if word[0] in "aeiou" else f"a {word}"
 
 
+def third_person(verb: str) -> str:
+    """English ``watches``, ``carries``, ``keeps``."""
+    if verb.endswith(("ch", "sh")):
+        return verb + "es"
+    return f"{verb[:-1]}ies" if verb.endswith("ry") else verb + "s"
+
+
 def pronoun(draw: random.Random) -> Subject:
     """A person; ``je``, ``tu``, ``nous`` and ``vous`` may be of either gender."""
     french, english, form = draw.choice(PRONOUNS)
@@ -131,7 +138,10 @@ def sentence(draw: random.Random) -> tuple[str, str]:
             what = agree(job, subject.feminine, subject.plural)
             said = f"{name}s" if subject.plural else article(name)
         else:
-            state, name = draw.choice(STATES if kind < 0.35 else AFTER)
+            said_already = subject.english.split(" ")
+            state, name = draw.choice(
+                STATES if kind < 0.35 else [pair for pair in AFTER if pair[1] not in said_already]
+            )
             what, said = agree(state, subject.feminine, subject.plural), name
         place = draw.choice(PLACES) if draw.random() < 0.15 and kind < 0.35 else None
     else:
@@ -143,13 +153,14 @@ def sentence(draw: random.Random) -> tuple[str, str]:
             french = french.replace("achèto", "acheto").replace("achètez", "achetez")
             if not negative and subject.form == 2:
                 first, *rest = english.split(" ")
-                english = " ".join([first + ("es" if first.endswith(("ch", "sh")) else "s"), *rest])
+                english = " ".join([third_person(first), *rest])
             _, what, said = definite(draw)
         else:
             french, english = HAVE[subject.form]
             noun, said, _, _, feminine, plural = thing(draw)
             said = said if plural else article(said)
-            what = f"{'des' if plural else 'une' if feminine else 'un'} {noun}"
+            preceded = any(noun.startswith(f"{agree(entry[0], feminine, plural)} ") for entry in BEFORE)
+            what = f"{('de' if preceded else 'des') if plural else 'une' if feminine else 'un'} {noun}"
             if negative:
                 what, english = f"de {noun}", "have"
         english, no = f"{does} {english}".strip(), ""
