@@ -178,7 +178,6 @@ def test_tables_that_engines_would_read_differently_are_refused(tmp_path: Path) 
         {"model.merges": merges[:-5]},
         {"added_tokens": []},
         {"pre_tokenizer": {"type": "Whitespace"}},
-        {"normalizer": {"type": "NFC"}},
         {"model.dropout": 0.5},
     ]
     for number, change in enumerate(cases):

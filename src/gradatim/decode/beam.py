@@ -32,5 +32,10 @@ def beam_search(
     (found,) = search(
         reader, log_probs, [max_new], boundary=tokenizer.boundary, beams=beams, n_best=n_best, alpha=alpha
     )
-    completions = [Completion(tokenizer.decode(h.tokens), h.log_probability, len(h.tokens), h.ended) for h in found]
+    completions = [
+        Completion(
+            tokenizer.decode_bytes(h.tokens).decode("utf-8", "replace"), h.log_probability, len(h.tokens), h.ended
+        )
+        for h in found
+    ]
     return completions, dropped

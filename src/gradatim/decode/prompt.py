@@ -72,6 +72,6 @@ def read_prompt(
     model: LanguageModel, tokenizer: Tokenizer, prompt: str, rows: int = 1
 ) -> tuple[Reader, Float[Tensor, "b v"]]:
     """A reader that has read a prompt (the empty one opens a document), and the distribution of what follows."""
-    ids = torch.tensor([[tokenizer.boundary, *tokenizer.encode(prompt)]] * rows, device=model_device(model))
+    ids = torch.tensor([[tokenizer.opening, *tokenizer.encode(prompt)]] * rows, device=model_device(model))
     reader = Reader(model, ids)
     return reader, reader.begin()

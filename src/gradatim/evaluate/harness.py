@@ -78,7 +78,7 @@ class Answers:
                     attempt="a model of longer context, or another task",
                 )
             )
-        ids, targets = [self.tokenizer.boundary, *whole[:-1]], whole
+        ids, targets = [self.tokenizer.opening, *whole[:-1]], whole
         if most is not None:
             ids, targets = ids[-most:], targets[-most:]
         return Row(ids if whole else [], targets, scored)
@@ -127,7 +127,7 @@ class Answers:
     def rolling(self, text: str) -> float:
         """Log-probability in nats of a whole text: windows of a full context, each token counted once."""
         tokens = np.asarray(self.tokenizer.encode(text), np.int64)
-        return float(log_probs(self.model, tokens, self.tokenizer.boundary, stride=self.model.context).sum())
+        return float(log_probs(self.model, tokens, self.tokenizer.opening, stride=self.model.context).sum())
 
     # ------------------------------------------------------------------ continuations
 

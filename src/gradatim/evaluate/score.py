@@ -42,7 +42,7 @@ def score_sentences(model: LanguageModel, tokenizer: Tokenizer, sentences: Seque
     problems = []
     where = model_device(model)
     for sentence in sentences:
-        ids = [tokenizer.boundary, *tokenizer.encode(sentence), tokenizer.boundary]
+        ids = [tokenizer.opening, *tokenizer.encode(sentence), tokenizer.boundary]
         if model.context is not None and len(ids) - 1 > model.context:
             problems.append(
                 Problem(

@@ -113,7 +113,7 @@ def _choices(
 ) -> Iterator[Piece]:  # fmt: skip
     """The ``n`` choices of one prompt, side by side."""
     prompt, n, first = request.prompts[number], request.n, number * request.n
-    reader = Reader(model, torch.tensor([[tokenizer.boundary, *ids]], device=model_device(model)))
+    reader = Reader(model, torch.tensor([[tokenizer.opening, *ids]], device=model_device(model)))
     if request.echo:
         facts = [] if request.logprobs is None else _prompt_facts(reader, tokenizer, request, prompt, stopped)
         for row in range(n):

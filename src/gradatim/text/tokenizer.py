@@ -67,6 +67,8 @@ class Tokenizer(ABC):
         self.engine = engine
         self.vocab_size: int = engine.get_vocab_size(with_added_tokens=True)
         self.boundary = _id(engine, boundary)
+        self.opening = self.boundary
+        """What is read before a text that begins; of Llama a token of its own."""
         self.unknown: int | None = None if unknown is None else _id(engine, unknown)
 
     @abstractmethod
@@ -193,7 +195,7 @@ class BpeTokenizer(Tokenizer):
         facts = json.loads(engine.to_str())
         added = {entry["content"]: entry for entry in facts["added_tokens"]}
         if any(not entry["special"] for entry in added.values()):
-            raise DataError(_foreign("it has added tokens that are not special"))
+            raise DataError(foreign("it has added tokens that are not special"))
         vocabulary = {p: i for p, i in engine.get_vocab(with_added_tokens=False).items() if p not in added}
         _verify_merges(facts["model"], vocabulary, engine)
         to_byte = {character: byte for byte, character in byte_characters().items()}
@@ -235,7 +237,7 @@ class BpeTokenizer(Tokenizer):
         try:
             return self._fast.encode_to_numpy(text, disallowed_special=())
         except ValueError:  # a megabyte of white space overflows its stack; the slower engine has none
-            return np.asarray(self.engine.encode(_characters(text), add_special_tokens=False).ids, np.uint32)
+            return np.asarray(self.engine.encode(characters(text), add_special_tokens=False).ids, np.uint32)
 
     def encode_bytes(self, raw: bytes) -> list[int]:
         """The ids of any bytes; those that are not UTF-8 become tokens of one byte."""
@@ -282,11 +284,11 @@ class WordPieceTokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         """Ids by the library's own engine."""
-        return list(self.engine.encode(_characters(text), add_special_tokens=False).ids)
+        return list(self.engine.encode(characters(text), add_special_tokens=False).ids)
 
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
         """Ids by the library's own engine, a batch at a time."""
-        found = self.engine.encode_batch([_characters(text) for text in texts], add_special_tokens=False)
+        found = self.engine.encode_batch([characters(text) for text in texts], add_special_tokens=False)
         return [np.asarray(encoding.ids, np.int64) for encoding in found]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -298,7 +300,7 @@ SLICE = 1 << 20
 _WHITE_SPACE_BEGINS = re.compile(r"\S(?=[ \n])")  # white space in every dialect; Python's \s holds more than Rust's
 
 
-def _characters(text: str) -> str:
+def characters(text: str) -> str:
     """The text with U+FFFD for surrogates, which stand for bytes that are no UTF-8 in a command's arguments."""
     return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
 
@@ -317,35 +319,35 @@ def byte_characters() -> dict[int, str]:
 def _id(engine: tokenizers.Tokenizer, token: str) -> int:
     number = engine.token_to_id(token)
     if number is None:
-        raise DataError(_foreign(f"it has no token {token}"))
+        raise DataError(foreign(f"it has no token {token}"))
     return int(number)
 
 
 def _verify_merges(model: dict[str, Any], vocabulary: dict[str, int], engine: tokenizers.Tokenizer) -> None:
     """Refuse a table for which ``BpeTokenizer``'s two engines could differ, or that cannot spell every byte."""
     if set(byte_characters().values()) - vocabulary.keys():
-        raise DataError(_foreign("its vocabulary lacks some of the 256 bytes"))
+        raise DataError(foreign("its vocabulary lacks some of the 256 bytes"))
     if model.get("dropout") or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
-        raise DataError(_foreign("it uses merge dropout, prefixes or suffixes"))
+        raise DataError(foreign("it uses merge dropout, prefixes or suffixes"))
     last = -1
     for merge in model["merges"]:
         left, right = merge.split(" ") if isinstance(merge, str) else merge
         parts, number = [vocabulary.get(left), vocabulary.get(right)], vocabulary.get(left + right)
         if number is None or None in parts or number <= last:
-            raise DataError(_foreign("its merges are not in the order of its ids"))
+            raise DataError(foreign("its merges are not in the order of its ids"))
         if any(len(part) > 1 and vocabulary[part] >= number for part in (left, right)):
-            raise DataError(_foreign("a merge comes before its parts"))
+            raise DataError(foreign("a merge comes before its parts"))
         last = number
     for piece, number in vocabulary.items():
         if [token.id for token in engine.model.tokenize(piece)] != [number]:
-            raise DataError(_foreign(f"merging the bytes of its token {piece!r} does not give that token"))
+            raise DataError(foreign(f"merging the bytes of its token {piece!r} does not give that token"))
 
 
 # --------------------------------------------------------------------------- loading
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Read a tokenizer.json: one of ours, or any byte-level BPE with an end-of-text token.
+    """Read a tokenizer.json: one of ours, or any byte-level or sentencepiece BPE with an end-of-text token.
 
     Raises:
         DataError: no such file, not a tokenizer, or a kind that we cannot reproduce exactly.
@@ -357,11 +359,11 @@ def load_tokenizer(path: Path) -> Tokenizer:
             Problem(where=str(path), what="there is no such tokenizer", attempt="name a tokenizer.json")
         ) from None
     except Exception as error:  # the library raises bare Exception for every malformed file
-        raise DataError(_foreign(f"it cannot be read: {error}", str(path))) from None
+        raise DataError(foreign(f"it cannot be read: {error}", str(path))) from None
     try:
         return wrap(engine)
     except DataError as error:
-        raise DataError(*(_foreign(problem.what, str(path)) for problem in error.problems)) from None
+        raise DataError(*(foreign(problem.what, str(path)) for problem in error.problems)) from None
 
 
 def wrap(engine: tokenizers.Tokenizer) -> Tokenizer:
@@ -386,14 +388,19 @@ def wrap(engine: tokenizers.Tokenizer) -> Tokenizer:
         for boundary in (BOUNDARY, "</s>", "<|end_of_text|>"):
             if engine.token_to_id(boundary) is not None:
                 return BpeTokenizer(engine, boundary, lowercase)
-        raise DataError(_foreign("it has no end-of-text token"))
-    raise DataError(_foreign(f"its kind ({kind} after {before.get('type')}) is not supported"))
+        raise DataError(foreign("it has no end-of-text token"))
+    if kind == "BPE":
+        from gradatim.text.library import LibraryTokenizer
+
+        return LibraryTokenizer(engine)
+    raise DataError(foreign(f"its kind ({kind} after {before.get('type')}) is not supported"))
 
 
-def _foreign(what: str, where: str = "tokenizer.json") -> Problem:
+def foreign(what: str, where: str = "tokenizer.json") -> Problem:
+    """What is to be said of a tokenizer that cannot be used."""
     return Problem(
         where=where,
         what=f"this tokenizer cannot be used: {what}",
-        allowed="a tokenizer.json of gradatim, or a byte-level BPE with <|endoftext|>",
+        allowed="a tokenizer.json of gradatim, or a BPE, byte-level or of sentencepiece, with <|endoftext|> or </s>",
         attempt="train one: data.tokenizer.kind bpe",
     )

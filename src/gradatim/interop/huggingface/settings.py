@@ -181,7 +181,13 @@ def architecture_of(config: ModelConfig, where: str) -> Architecture:
 
 
 def settings_json(
-    architecture: Architecture, config: ModelConfig, vocab_size: int, context: int, dtype: str, boundary: int
+    architecture: Architecture,
+    config: ModelConfig,
+    vocab_size: int,
+    context: int,
+    dtype: str,
+    boundary: int,
+    opening: int,
 ) -> dict[str, Any]:
     """The config.json of a model."""
     assert isinstance(config, (GptConfig, BertConfig))
@@ -195,7 +201,7 @@ def settings_json(
             "layer_norm_eps": config.norm_eps, "hidden_dropout_prob": config.dropout,
             "attention_probs_dropout_prob": config.dropout, "tie_word_embeddings": True, **common,
         }  # fmt: skip
-    common |= {"bos_token_id": boundary, "eos_token_id": boundary, "tie_word_embeddings": config.tied}
+    common |= {"bos_token_id": opening, "eos_token_id": boundary, "tie_word_embeddings": config.tied}
     if architecture == "gpt2":
         return {
             "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "n_embd": config.d_model,

@@ -73,7 +73,9 @@ def export_directory(run: Run, checkpoint: Checkpoint, directory: Path, shard_by
         directory.mkdir(parents=True, exist_ok=True)
         read = run.weights(checkpoint)[1]
         files, dtype, count = _weights(read, model, found, tokenizer, config.context, directory, shard_bytes)
-        facts = settings_json(architecture, config.model, words, config.context, dtype, tokenizer.boundary)
+        facts = settings_json(
+            architecture, config.model, words, config.context, dtype, tokenizer.boundary, tokenizer.opening
+        )
         if isinstance(model, TunedConfig):
             facts |= tuned_settings(architecture, model, run.labels, words, model.body.dropout)
         _json(directory / CONFIG, facts)
@@ -151,7 +153,7 @@ def write_tokenizer(tokenizer: Tokenizer, config: RunConfig, model: AnyModelConf
         told["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
     else:
         end_token = tokenizer.engine.id_to_token(tokenizer.boundary)
-        told |= {"eos_token": end_token, "bos_token": end_token}
+        told |= {"eos_token": end_token, "bos_token": tokenizer.engine.id_to_token(tokenizer.opening)}
         told["model_input_names"] = ["input_ids", "attention_mask"]
         if tokenizer.unknown is not None:
             told["unk_token"] = tokenizer.engine.id_to_token(tokenizer.unknown)
