@@ -5,12 +5,17 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from gradatim.cli.main import main
+from gradatim.cli.translate import report
+from gradatim.config.settings import TokenizerConfig
+from gradatim.decode.translate import Translated, Translation
 from gradatim.report.attention import labels
+from gradatim.text.vocabulary import train_tokenizer
 
 TINY = ["--steps", "3", "--batch_tokens", "200", "--model.d_model", "16", "--optimizer.warmup", "1"]
 
@@ -175,10 +180,25 @@ def test_long_sentences_and_the_wrong_language_are_noticed(runs: Path, capsys: A
     given(monkeypatch, "chat " * 50 + "\n")
     _, err = answer(capsys, "translate", runs / "attention", "--max-new", 3, "--beams", 1)
     assert "longer than the context (32 tokens)" in err and "19 tokens were not read" in err
-    assert "reached the limit of length" in err
     given(monkeypatch, "the small cats are not black and the house is red\n")
     _, err = answer(capsys, "translate", runs / "attention", "--max-new", 3, "--beams", 1)
     assert "looks like en" in err
+
+
+def test_what_is_odd_is_counted(capsys: Any) -> None:
+    """An unfinished translation, whatever a tiny model would do; one thing is one, several are some."""
+    words = train_tokenizer(TokenizerConfig(kind="word", vocab_size=None), ["a b"])
+    translating: Any = SimpleNamespace(context=8, source_tokenizer=words)
+    odd = Translated("a zut", [2, 1, 0], 0, 1, [Translation("x", -1.0, [3], ended=False)])
+    fine = Translated("a", [2, 0], 0, 0, [Translation("x", -1.0, [3, 0], ended=True)])
+    report([odd, fine], translating)
+    assert capsys.readouterr().err == (
+        "1 word never seen in training, read as unknown: zut\n1 translation reached the limit of length unfinished\n"
+    )
+    report([odd, odd, fine], translating)
+    assert "2 words never seen" in (err := capsys.readouterr().err) and "2 translations reached" in err
+    report([fine], translating)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_translator_is_asked_to_translate_and_nothing_else_is(runs: Path, tmp_path: Path, capsys: Any) -> None:

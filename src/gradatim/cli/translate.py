@@ -91,7 +91,7 @@ def command(
                                     got=f"{len(targets):,} lines", allowed=f"{len(sentences):,}"))  # fmt: skip
         _refuse_long(forced, targets, translating)
         found = [align(translating, *pair) for pair in zip(sentences, targets, strict=True)]
-    _report(found, translating)
+    report(found, translating)
     looked = [_looked(each, translating) for each in found] if shows else []
     if picture is not None:
         from gradatim.report.attention import write
@@ -157,7 +157,7 @@ def _warn_direction(run: Run, sentences: list[str]) -> None:
         )
 
 
-def _report(found: list[Translated], translating: Translating) -> None:
+def report(found: list[Translated], translating: Translating) -> None:
     """What was odd about the sentences, counted."""
     cut = [each for each in found if each.cut]
     unknown = sum(each.unknown for each in found)
