@@ -1,5 +1,4 @@
 """Every setting of a run, once: its name, type, default and, in the sentence under it, its ``--help``.
-
 Frozen dataclasses and nothing else: reading YAML is ``decode.py``, rules that join several fields are ``rules.py``.
 """
 
