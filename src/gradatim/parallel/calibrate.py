@@ -13,7 +13,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -32,9 +32,6 @@ from gradatim.parallel.launch import Group, launch
 from gradatim.parallel.mesh import Axis, Mesh, single
 from gradatim.parallel.optimizer import ShardedAdamW
 from gradatim.parallel.shards import all_gather_, all_reduce_, reduce_scatter_
-from gradatim.plan.architecture import Architecture
-from gradatim.plan.cluster import Cluster
-from gradatim.plan.measured import block_times, cluster_of
 
 Run = Callable[[], None]
 
@@ -59,10 +56,6 @@ class Sizes:
     """Sequences, heads, context, width of a head."""
     heads: tuple[tuple[int, int, int], ...] = ((128, 256, 512), (512, 256, 1024), (512, 256, 4096), (1024, 384, 4096))
     """Tokens, width, words."""
-    shared: tuple[tuple[int, int, int, int, int], ...] = (
-        (256, 1024, 4, 2, 128), (384, 1536, 6, 4, 128), (384, 1536, 6, 8, 128), (512, 2048, 8, 4, 128),
-    )  # fmt: skip
-    """Blocks that all processes compute together, those that can be cut into so many parts."""
     updates: tuple[int, ...] = (128, 256, 512)
     """Widths of blocks that are updated."""
     messages: tuple[int, ...] = (64, 1 << 14, 1 << 17, 1 << 19, 1 << 20, 1 << 21, 1 << 23, 1 << 25)
@@ -111,13 +104,10 @@ def work(group: Group, sizes: dict[str, Any]) -> dict[str, Any]:
             found = measure(some, rounds, single())
             alone = statistics.median(found[key] / together[key] for key in some)
         everybody(mesh)
+    curves = _curves(chosen.messages, rounds, mesh) if mesh.world > 1 else {}
     rate, fitted = fit(together, chosen)
-    fitted |= {"processes": mesh.world, "alone": min(1.0, alone)}
-    answer = {"rate": rate, "threads": torch.get_num_threads(), "measured": fitted}
-    if mesh.world > 1:
-        fitted |= _curves(chosen.messages, rounds, mesh)
-        fitted["meeting"] = _meeting(chosen, rounds, mesh, cluster_of(answer, "", 1.0))
-    return answer
+    fitted |= {"processes": mesh.world, "alone": min(1.0, alone), **curves}
+    return {"rate": rate, "threads": torch.get_num_threads(), "measured": fitted}
 
 
 def _tuples(value: Any) -> Any:
@@ -188,11 +178,8 @@ def _model(
 
 def _block(width: int, inner: int, heads: int, sequences: int, context: int) -> tuple[Run, Run]:
     config = GptConfig(d_model=width, d_ff=inner, n_heads=heads, n_layers=LAYERS)
-    return _passes(_model(config, 64, context, LAYERS), torch.randn(sequences, context, width))
-
-
-def _passes(model: NeuralLanguageModel, x: Tensor) -> tuple[Run, Run]:
-    """Through the blocks of a model and back."""
+    model = _model(config, 64, context, LAYERS)
+    x = torch.randn(sequences, context, width)
     forward, backward = _two(lambda: model.run(x.detach().requires_grad_()))
 
     def fresh() -> None:
@@ -273,40 +260,6 @@ def _message(name: str, size: int, axis: Axis) -> Run:
     return runs[name]
 
 
-def _meeting(sizes: Sizes, rounds: int, mesh: Mesh, cluster: Cluster) -> list[float]:
-    """What messages inside layers take beyond what computation and messages take by themselves: always, per byte."""
-    ranks, pieces = mesh.world, dict[Any, Run]()
-    shapes = [shape for shape in sizes.shared if not any(of % ranks for of in (*shape[:3], shape[4]))]
-    if not shapes:
-        return [0.0, 0.0]
-    grid = replace(single(), tp=replace(mesh.dp, name="tp"), rank=mesh.rank, world=ranks)
-    for shape in shapes:
-        width, inner, heads, sequences, context = shape
-        config = GptConfig(d_model=width, d_ff=inner, n_heads=heads, n_layers=LAYERS)
-        for split in (False, True):
-            chunk = build_chunk(
-                config, 64 * ranks, context, layers=range(LAYERS), embed=False, head=False, mesh=grid,
-                sequence_parallel=split,
-            )  # fmt: skip
-            assert isinstance(chunk.model, NeuralLanguageModel)
-            x = torch.randn(sequences, context // (ranks if split else 1), width)
-            pieces["shared", split, "F", shape], pieces["shared", split, "B", shape] = _passes(chunk.model, x)
-    found = measure(pieces, rounds, mesh)
-    rows, seconds, expected = [], [], []
-    for shape in shapes:
-        width, inner, heads, sequences, context = shape
-        model = Architecture(GptConfig(d_model=width, d_ff=inner, n_heads=heads, n_layers=LAYERS), 64 * ranks, context)
-        for split in (False, True):
-            known = block_times(
-                cluster, model, sequences=sequences, tp=ranks, sequence_parallel=split, recompute="none"
-            )
-            messages = 10.0 if split else 4.0
-            rows.append([messages, messages * 4.0 * sequences * context * width])
-            seconds.append((found["shared", split, "F", shape] + found["shared", split, "B", shape]) / LAYERS)
-            expected.append(known.forward.total + known.backward.total)
-    return nonnegative(rows, seconds, expected)
-
-
 def _done(_: Tensor) -> None:
     """The result is not needed."""
 
@@ -377,15 +330,10 @@ def repetitions(rows: int, columns: int, inner: int) -> int:
     return max(1, round(2e7 / (rows * columns * inner)))
 
 
-def nonnegative(rows: list[list[float]], seconds: list[float], known: list[float] | None = None) -> list[float]:
-    """Coefficients, none below zero, whose sums are relatively nearest to the seconds: of all choices of columns.
-
-    ``known`` are seconds that the sums come on top of.
-    """
+def nonnegative(rows: list[list[float]], seconds: list[float]) -> list[float]:
+    """Coefficients, none below zero, whose sums are relatively nearest to the seconds: of all choices of columns."""
     matrix, target = np.array(rows) / np.array(seconds)[:, None], np.ones(len(seconds))
-    if known is not None:
-        target = target - np.array(known) / np.array(seconds)
-    best, least = [0.0] * matrix.shape[1], float(target @ target)
+    best, least = [0.0] * matrix.shape[1], float(len(seconds))
     for chosen in range(1, 1 << matrix.shape[1]):
         columns = [c for c in range(matrix.shape[1]) if chosen >> c & 1]
         scale = np.abs(matrix[:, columns]).max(0)

@@ -179,9 +179,6 @@ class Measured:
     """Per parameter whose gradient is added to that of earlier microbatches."""
     update: tuple[float, float] = (0.0, 0.0)
     """Of norm, clipping and update: always, per parameter."""
-    meeting: tuple[float, float] = (0.0, 0.0)
-    """What a message inside a layer takes there beyond its own time, always and per byte: ranks that have computed come
-    to it one after the other, with other things in their caches."""
     sum: Curve = ()
     """Inside a layer: the sum over ranks,"""
     gather: Curve = ()

@@ -7,7 +7,7 @@ messages of several sizes as training runs them, and fits each with the two or t
     product     2 r c k / rate · (1 + r₀/r + c₀/c + k₀/k) + start
     block       its products, its attention, and a + b · (elements of hidden states) + c · (elements inside layers)
     attention   a + scores · (b + c · width of a head)
-    message     straight lines between the sizes measured; inside a layer a + b · bytes more
+    message     straight lines between the sizes measured
 """
 
 from __future__ import annotations
@@ -51,13 +51,6 @@ def message_seconds(cluster: Cluster, name: str, size: float, ranks: int) -> flo
     return seconds * ((ranks - 1) / ranks) / ((measured - 1) / measured)
 
 
-def met_seconds(cluster: Cluster, name: str, size: float, ranks: int) -> float:
-    """Seconds of a collective inside a layer, between ranks that have been computing."""
-    if ranks < 2:
-        return 0.0
-    return message_seconds(cluster, name, size, ranks) + of(cluster.measured.meeting, size)
-
-
 def busy(cluster: Cluster, devices: int) -> float:
     """How much longer computing takes where so many work at once than where all that were measured do; below 1."""
     alone, processes = cluster.measured.alone, cluster.measured.processes
@@ -88,10 +81,10 @@ def block_times(
     size = ELEMENT * tokens * model.width
     again = {"none": 0.0, "selective": core[0], "full": forward}[recompute]
     if sequence_parallel:
-        gather, scatter = (met_seconds(cluster, name, size, tp) for name in ("gather", "scatter"))
+        gather, scatter = (message_seconds(cluster, name, size, tp) for name in ("gather", "scatter"))
         said = [2 * gather + 2 * scatter, 4 * gather + 2 * scatter]
     else:
-        said = [2 * met_seconds(cluster, "sum", size, tp)] * 2
+        said = [2 * message_seconds(cluster, "sum", size, tp)] * 2
     repeated = said[0] if recompute == "full" else 0.0
     return Times(Seconds(forward, said[0]), Seconds(backward + again, said[1] + repeated))
 
@@ -109,7 +102,7 @@ def cross_times(cluster: Cluster, model: EncoderDecoder, *, sequences: int, tp: 
         sum(product_seconds(cluster, p) for p in side.products) + core[i] + besides[i]
         for i, side in enumerate((work.forward, work.backward))
     )
-    summed = met_seconds(cluster, "sum", ELEMENT * hidden, tp)
+    summed = message_seconds(cluster, "sum", ELEMENT * hidden, tp)
     again = {"none": 0.0, "selective": core[0], "full": forward}[recompute]
     repeated = summed if recompute == "full" else 0.0
     return Times(Seconds(forward, summed), Seconds(backward + again, 2 * summed + repeated))
@@ -132,10 +125,10 @@ def embedding_times(
     always, each, table = cluster.measured.embedding
     size = ELEMENT * hidden
     forward = Seconds(
-        always / 2 + each * hidden / 2, met_seconds(cluster, "scatter" if sequence_parallel else "sum", size, tp)
+        always / 2 + each * hidden / 2, message_seconds(cluster, "scatter" if sequence_parallel else "sum", size, tp)
     )
     written = table * model.vocabulary * model.width / tp
-    gathered = met_seconds(cluster, "gather", size, tp) if sequence_parallel else 0.0
+    gathered = message_seconds(cluster, "gather", size, tp) if sequence_parallel else 0.0
     return Times(forward, Seconds(always / 2 + each * hidden / 2 + written, gathered))
 
 
@@ -146,8 +139,8 @@ def head_times(cluster: Cluster, model: Architecture, *, sequences: int, tp: int
     compute = sum(product_seconds(cluster, p) for p in (product, *backward_of(product)))
     compute += of(cluster.measured.head, tokens * words)
     size = ELEMENT * tokens * model.width
-    entering = met_seconds(cluster, "gather", size, tp) if sequence_parallel else 0.0
-    leaving = met_seconds(cluster, "scatter" if sequence_parallel else "sum", size, tp)
+    entering = message_seconds(cluster, "gather", size, tp) if sequence_parallel else 0.0
+    leaving = message_seconds(cluster, "scatter" if sequence_parallel else "sum", size, tp)
     return Times(Seconds(compute, entering), Seconds(0.0, leaving))
 
 
