@@ -193,7 +193,7 @@ def test_documents_shorter_than_the_context(kept: Path, answer: Answer, refused:
 )
 def test_tables_that_are_none(name: str, content: bytes, where: str, kept: Path, refused: Refused) -> None:
     if name.endswith("parquet"):
-        pytest.importorskip("pyarrow")
+        pytest.importorskip("pyarrow", reason="pyarrow is optional: pip install 'gradatim[hf]'")
     Path(name).write_bytes(content)
     for command in (["prepare", name, "--out", "out"], ["evaluate", kept / "gpt", "--text", name]):
         (problem,) = refused(*command, code=3)

@@ -113,8 +113,8 @@ def scores(answer: Any, run: Run) -> torch.Tensor:
 def test_the_library_with_our_adapters_says_what_we_say(
     case: str, adapted: Callable[[str], Run], tmp_path: Path
 ) -> None:
-    transformers = pytest.importorskip("transformers")
-    peft = pytest.importorskip("peft")
+    transformers = pytest.importorskip("transformers", reason="transformers is optional: pip install 'gradatim[hf]'")
+    peft = pytest.importorskip("peft", reason="peft is optional: pip install 'gradatim[hf]'")
     run = adapted(case)
     export_adapters(run, run.checkpoint("last"), tmp_path / "adapter")
     export_directory(run, run.checkpoint("last"), tmp_path / "merged")

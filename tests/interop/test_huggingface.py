@@ -20,7 +20,7 @@ from gradatim.models.gpt import GPT
 from gradatim.train.optimizer import build_optimizer
 from gradatim.train.run_directory import Run
 
-transformers = pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers", reason="transformers is optional: pip install 'gradatim[hf]'")
 
 SHAPES = ["gpt2", "gpt2-untied", "llama-grouped", "llama-tied", "llama-biased", "bert", "bert-tanh"]
 MakeRun = Callable[..., Run]

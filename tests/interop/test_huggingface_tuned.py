@@ -25,7 +25,7 @@ from gradatim.text.task_rows import TaskRows
 from gradatim.train.optimizer import build_optimizer
 from gradatim.train.run_directory import Run
 
-transformers = pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers", reason="transformers is optional: pip install 'gradatim[hf]'")
 
 TASKS = {
     "classify": TaskConfig(kind="classify"),

@@ -42,7 +42,7 @@ def inputs(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
 
 def theirs(ours: BERT) -> Any:
     """The library's model with the same weights, named here one by one."""
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="transformers is optional: pip install 'gradatim[hf]'")
     config, model = ours.config, dict(ours.named_parameters())
     d = config.d_model
     other = transformers.BertForPreTraining(

@@ -68,6 +68,20 @@ def difference(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> tuple[floa
     )
 
 
+def same_outcomes(found: list[Any], outcomes: Any) -> None:
+    """Of every rank to the bit, and to rounding those of one process."""
+    for each in found:
+        assert each == found[0], "all ranks must know the same losses and norms, to the bit"
+        for ours, theirs in zip(each, outcomes, strict=True):
+            assert ours == pytest.approx(theirs, rel=TOLERANCE)
+
+
+def same_tensors(ranks: list[work_layouts.Parts], whole: dict[str, Tensor], what: str) -> None:
+    """What the ranks hold is, put together, what one process has."""
+    apart, where = difference(assembled(ranks), whole)
+    assert apart <= TOLERANCE, f"{what} of {where}: {apart:.1e}"
+
+
 def check(
     pool: Callable[[int], Pool], model: str, layout: dict[str, Any], microbatches: int | None = None, *,
     compiled: bool = False, **fields: Any,
@@ -76,14 +90,9 @@ def check(
     world = config.layout.tp * config.layout.pp * config.layout.dp
     ranks = pool(world).run("work_layouts:layout", config, microbatches)
     outcomes, gradients, weights, valid = reference(model, json.dumps(fields))
-    for found, *_ in ranks:
-        assert found == ranks[0][0], "all ranks must know the same losses and norms, to the bit"
-        for ours, theirs in zip(found, outcomes, strict=True):
-            assert ours == pytest.approx(theirs, rel=TOLERANCE)
-    apart, where = difference(assembled([held for _, held, *_ in ranks]), gradients)
-    assert apart <= TOLERANCE, f"gradient of {where}: {apart:.1e}"
-    apart, where = difference(assembled([held for *_, held, _ in ranks]), weights)
-    assert apart <= TOLERANCE, f"weight {where}: {apart:.1e}"
+    same_outcomes([found for found, *_ in ranks], outcomes)
+    same_tensors([held for _, held, *_ in ranks], gradients, "gradient")
+    same_tensors([held for *_, held, _ in ranks], weights, "weight")
     assert [loss for *_, loss in ranks] == pytest.approx([valid] * world, rel=TOLERANCE)
 
 

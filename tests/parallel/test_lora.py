@@ -9,17 +9,11 @@ from typing import Any
 import pytest
 import work_lora
 from pool import Pool
-from test_layouts import TOLERANCE, assembled, difference
+from test_layouts import TOLERANCE, same_outcomes, same_tensors
+from test_tuning import MODELS
 
 from gradatim.shapes.lora import is_adapter
 
-SHAPE = {"d_model": 16, "n_layers": 2, "n_heads": 4, "vocab_multiple": 4, "dropout": 0.0}
-MODELS: dict[str, dict[str, Any]] = {
-    "gpt": SHAPE,
-    "llama": {**SHAPE, "n_kv_heads": 2, "d_ff": 24, "positions": "rotary", "norm": "rms", "activation": "swiglu",
-              "bias": False, "tied": False},
-    "bert": {**SHAPE, "kind": "bert"},
-}  # fmt: skip
 LORA: dict[str, dict[str, Any]] = {
     "together": {"rank": 3, "targets": ("qkv", "out", "up", "down")},
     "apart": {"rank": 2, "alpha": 5.0, "targets": ("v", "q", "down")},
@@ -71,12 +65,8 @@ def test_a_layout_trains_the_same_adapters(
     grid = config.layout
     ranks = pool(grid.tp * grid.pp * grid.dp).run("work_lora:layout", config)
     outcomes, weights, valid, _ = reference(model, lora, task)
-    for found, *_ in ranks:
-        assert found == ranks[0][0], "all ranks must know the same losses and norms, to the bit"
-        for ours, theirs in zip(found, outcomes, strict=True):
-            assert ours == pytest.approx(theirs, rel=TOLERANCE)
-    apart, where = difference(assembled([held for _, held, *_ in ranks]), weights)
-    assert apart <= TOLERANCE, f"weight {where}: {apart:.1e}"
+    same_outcomes([found for found, *_ in ranks], outcomes)
+    same_tensors([held for _, held, *_ in ranks], weights, "weight")
     assert [loss for *_, loss, _ in ranks] == pytest.approx([valid] * len(ranks), rel=TOLERANCE)
     held = sum(p.numel() for parts in ranks[0][1].values() for *_, p in parts)
     assert ranks[0][3] < held / 2, "no moments of weights that stay as they are"
@@ -87,10 +77,8 @@ def test_compiled_blocks_train_the_same_adapters(pool: Callable[[int], Pool]) ->
     config = work_lora.make_config(MODELS["llama"], LORA["gated"], LAYOUTS["sp2"], TASKS["text"], compile=True)
     ranks = pool(2).run("work_lora:layout", config, timeout=500.0)
     outcomes, weights, *_ = reference("llama", "gated", "text")
-    for ours, theirs in zip(ranks[0][0], outcomes, strict=True):
-        assert ours == pytest.approx(theirs, rel=TOLERANCE)
-    apart, where = difference(assembled([held for _, held, *_ in ranks]), weights)
-    assert apart <= TOLERANCE, f"weight {where}: {apart:.1e}"
+    same_outcomes([found for found, *_ in ranks], outcomes)
+    same_tensors([held for _, held, *_ in ranks], weights, "weight")
 
 
 @pytest.mark.parametrize("task", ["text", "classify"])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import work_tuning
 from pool import Pool
-from test_layouts import TOLERANCE, assembled, difference
+from test_layouts import TOLERANCE, same_outcomes, same_tensors
 
 SHAPE = {"d_model": 16, "n_layers": 2, "n_heads": 4, "vocab_multiple": 4, "dropout": 0.0}
 MODELS: dict[str, dict[str, Any]] = {
@@ -71,12 +71,8 @@ def test_a_layout_computes_the_same_tuning(
     config = work_tuning.make_config(MODELS[model], TASKS[task], layout)
     ranks = pool(config.layout.tp * config.layout.pp * config.layout.dp).run("work_tuning:layout", config)
     outcomes, _, weights, valid = reference(model, task)
-    for found, *_ in ranks:
-        assert found == ranks[0][0], "all ranks must know the same losses and norms, to the bit"
-        for ours, theirs in zip(found, outcomes, strict=True):
-            assert ours == pytest.approx(theirs, rel=TOLERANCE)
-    apart, where = difference(assembled([held for _, held, _ in ranks]), weights)
-    assert apart <= TOLERANCE, f"weight {where}: {apart:.1e}"
+    same_outcomes([found for found, *_ in ranks], outcomes)
+    same_tensors([held for _, held, _ in ranks], weights, "weight")
     assert [loss for *_, loss in ranks] == pytest.approx([valid] * len(ranks), rel=TOLERANCE)
 
 

@@ -52,8 +52,8 @@ def test_packed_and_parquet_tables(tmp_path: Path) -> None:
     with gzip.open(tmp_path / "a.jsonl.gz", "wt") as file:
         file.write(json.dumps(rows[0]))
     assert read(tmp_path / "a.jsonl.gz", CLASSES)[0].label == "true"
-    arrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
+    arrow = pytest.importorskip("pyarrow", reason="pyarrow is optional: pip install 'gradatim[hf]'")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is optional: pip install 'gradatim[hf]'")
     parquet.write_table(arrow.Table.from_pylist(rows), tmp_path / "a.parquet")
     (found,) = read(tmp_path / "a.parquet", CLASSES)
     assert (found.where, found.texts) == (f"{tmp_path / 'a.parquet'} row 1", ("fine",))

@@ -133,7 +133,7 @@ def test_what_stands_for_no_fixed_bytes_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_llama_directory_goes_in_and_comes_out_with_its_tokenizer(path: Path, tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="transformers is optional: pip install 'gradatim[hf]'")
     from gradatim.decode.generate import generate
     from gradatim.interop.huggingface.load import import_directory
     from gradatim.interop.huggingface.write import export_directory

@@ -111,8 +111,8 @@ def test_tables(folder: Path) -> None:
 
 
 def test_parquet(folder: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is optional: pip install 'gradatim[hf]'")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is optional: pip install 'gradatim[hf]'")
     parquet.write_table(pyarrow.table({"text": ["one", None, "zwei"]}), "rows.parquet")
     read_rows = list(read_documents(("rows.parquet",), "train", config("rows.parquet"), Tally()))
     assert read_rows == ["one", "zwei"]

@@ -436,8 +436,7 @@ class RunConfig:
     cluster: str | None = None
     """What `layout: auto` plans for: a cluster's name or file (`gradatim calibrate` makes one); null: this machine."""
     precision: Literal["fp32", "fp64", "bf16"] = "fp32"
-    """Arithmetic of the forward and backward pass; bf16 keeps fp32 weights and sums, and multiplies bf16 copies of the
-    weights, made once a step."""
+    """Arithmetic of the forward and backward pass; bf16 multiplies bf16 copies of weights that are, like sums, fp32."""
     compile: bool = False
     """Compile the model's blocks with torch.compile."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
