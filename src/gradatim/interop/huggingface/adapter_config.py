@@ -69,8 +69,9 @@ def read_adapter_config(directory: Path) -> AdapterSettings:
     path = directory / ADAPTER_CONFIG
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-        assert isinstance(facts, dict)
-    except (OSError, ValueError, AssertionError):
+        if not isinstance(facts, dict):
+            raise ValueError("no object")
+    except (OSError, ValueError):
         what = "this cannot be read as a JSON object"
         raise DataError(Problem(where=str(path), what=what, attempt="fetch it again")) from None
     problems = []
