@@ -71,7 +71,7 @@ def peer(model: BERT, context: int) -> nn.Module:
         ours = own[source.ours].detach()
         tensors |= zip(source.theirs, part(source, ours[:VOCAB] if source.words else ours, config), strict=True)
     with tempfile.TemporaryDirectory() as folder:
-        facts = settings_json("bert", config, VOCAB, context, "float32", MARKS.end)
+        facts = settings_json("bert", config, VOCAB, context, "float32", MARKS.end, MARKS.begin)
         (Path(folder) / "config.json").write_text(json.dumps(facts), encoding="utf-8")
         save_file(tensors, Path(folder) / "model.safetensors", metadata={"format": "pt"})
         found: nn.Module = BertForPreTraining.from_pretrained(folder, attn_implementation="sdpa").train()
