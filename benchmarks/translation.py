@@ -1,11 +1,12 @@
 """Translation, rung by rung, on Multi30k's test_2016 (and fra-eng split by component).
 
-    python benchmarks/translation.py --keep kept.json --runs DIR                        # all, one after the other
-    python benchmarks/translation.py --keep kept.json --runs DIR attention-de-en        # one of them
-    python benchmarks/translation.py --keep kept.json --runs DIR --report               # the page of what is there
+    python benchmarks/translation.py --runs DIR                        # all that are not yet measured, in turn
+    python benchmarks/translation.py --runs DIR attention-de-en        # one of them, again if need be
+    python benchmarks/translation.py --report                          # the page of what is there
 
 Each rung is trained by its recipe in ``benchmarks/recipes/``, judged with five beams on the mean of its newest
-checkpoints, and kept at once; a run that was interrupted goes on. English and French are the lower-cased, tokenised
+checkpoints, and its figures are kept at once in ``results/translation.json``, with the day; a run that was interrupted
+goes on, and its minutes are then those since. English and French are the lower-cased, tokenised
 text that published figures use, and BLEU is over that text's own tokens. German is the raw text, lower-cased here, and
 BLEU is over the tokens that sacreBLEU's 13a finds in lower-cased text.
 """
@@ -74,11 +75,12 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     text = options.runs / "text"
     text.mkdir(parents=True, exist_ok=True)
     run = options.runs / name
+    whole = not run.exists()
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.perf_counter()
     common.gradatim(
         "train", RECIPES / rung.recipe, *pairs_of(rung, options.data, text), "--run", run,
-        f"--data.cache={options.runs / 'cache'}", *(["--resume"] if run.exists() else []),
+        f"--data.cache={options.runs / 'cache'}", *([] if whole else ["--resume"]),
     )  # fmt: skip
     wall = time.perf_counter() - started
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -90,7 +92,8 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "sentences_per_second", "by_source_length",
     )  # fmt: skip
     return {
-        "name": name, "wall": wall, "processor": processor, **{key: judged[key] for key in wanted},
+        "name": name, "date": time.strftime("%Y-%m-%d"), "whole": whole, "wall": wall, "processor": processor,
+        **{key: judged[key] for key in wanted},
         "greedy": greedy["bleu_tokenised"], "greedy_sentences_per_second": greedy["sentences_per_second"],
     }  # fmt: skip
 
@@ -102,15 +105,17 @@ def report(rows: list[dict[str, Any]]) -> None:
     table = [
         [
             f"{RUNGS[row['name']].source}→{RUNGS[row['name']].target}", RUNGS[row["name"]].title,
-            f"{row['wall'] / 60:.0f} ({row['processor'] / 60:.0f})", f"{row['bleu_tokenised']:.1f}",
+            f"{'' if row['whole'] else '> '}{row['wall'] / 60:.0f} ({row['processor'] / 60:.0f})",
+            f"{row['bleu_tokenised']:.1f}",
             RUNGS[row["name"]].asked, f"{row['greedy']:.1f}", f"{row['bleu']:.1f}", f"{row['chrf']:.1f}",
             f"{row['sentences_per_second']:.0f} ({row['greedy_sentences_per_second']:.0f})",
+            row["date"],
         ]
         for row in rows
     ]  # fmt: skip
     columns = [
         "pair", "rung", "training: minutes (of processors)", "tokenised BLEU, beam 5", "asked", "greedy",
-        "sacreBLEU", "chrF", "sentences/s, beam 5 (greedy)",
+        "sacreBLEU", "chrF", "sentences/s, beam 5 (greedy)", "measured",
     ]  # fmt: skip
     parts = [common.table(columns, table), "## BLEU by words of the source"]
     spans = list(dict.fromkeys(part["words"] for row in rows for part in row["by_source_length"]))
@@ -137,19 +142,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rungs", nargs="*", metavar="RUNG", help=f"Of {', '.join(RUNGS)} [all].")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--runs", type=Path, required=True, help="Where the run directories are kept.")
-    parser.add_argument("--keep", type=Path, required=True, help="Where each rung's figures are kept.")
+    parser.add_argument("--runs", type=Path, help="Where the run directories are kept.")
+    parser.add_argument("--keep", type=Path, default=common.RESULTS / "translation.json",
+                        help="Where each rung's figures are kept.")  # fmt: skip
     parser.add_argument("--report", action="store_true", help="Train nothing.")
     options = parser.parse_args()
     unknown = [name for name in options.rungs if name not in RUNGS]
     if unknown:
         parser.error(f"no rung {', '.join(unknown)}; there are {', '.join(RUNGS)}")
+    if not options.report and options.runs is None:
+        parser.error("--runs: say where the run directories are kept")
     kept = common.Kept(options.keep)
     if not options.report:
         there = {row["name"] for row in kept.rows}
-        for name in options.rungs or RUNGS:
-            if name not in there:
-                kept.add(**measure(name, options))
+        for name in options.rungs or [rung for rung in RUNGS if rung not in there]:
+            row = measure(name, options)
+            kept = common.Kept(options.keep)  # read again: another process may have measured one meanwhile
+            kept.rows = [other for other in kept.rows if other["name"] != name]
+            kept.add(**row)
     report(kept.rows)
 
 
