@@ -214,6 +214,22 @@ def test_a_text_in_the_wrong_language_is_noticed() -> None:
     assert looks_like("a a a", languages) is None
 
 
+def test_a_split_whose_files_changed_places_is_noticed() -> None:
+    files = aligned(b"le chat est ici\nle chien est la\n", b"the cat is here\nthe dog is there\n")
+    Path("b.fr").write_text("le chien est ici\nle chat est la\n")
+    Path("b.en").write_text("the dog is here\nthe cat is there\n")
+    told: dict[str, list[str]] = {}
+    for source, target in (("b.fr", "b.en"), ("b.en", "b.fr")):
+        told[source] = []
+        prepare(config(**files, valid_source=(source,), valid_target=(target,), cache=f"{source}-first"),
+                say=told[source].append)  # fmt: skip
+    assert not any("WARNING" in line for line in told["b.fr"])
+    assert [line for line in told["b.en"] if "WARNING" in line] == [
+        "WARNING: valid: its sources look like train's targets, its targets like train's sources; the two files may "
+        "have changed places"
+    ]
+
+
 # --------------------------------------------------------------------------- batches
 
 

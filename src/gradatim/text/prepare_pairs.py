@@ -51,6 +51,7 @@ def make_pairs(config: DataConfig, folder: Path, say: Callable[[str], None]) -> 
     splits: dict[str, Any] = {}
     described: dict[str, Any] = {}
     known = [set(column) for column in columns]
+    words = {side: frequent_words(column) for side, column in zip(("source", "target"), columns, strict=True)}
     for split, found in pairs.items():
         if not found:
             say(f"{split}: too few pairs to hold any out, so there is no such part")
@@ -63,6 +64,9 @@ def make_pairs(config: DataConfig, folder: Path, say: Callable[[str], None]) -> 
         targets = _write(folder / split, target, sides[1], sum(len(text.encode()) + 1 for text in sides[1]))
         for what, count in tally.dropped.items():
             say(f"{split}: {what}: {count:,}")
+        if _crossed(sides, words):
+            say(f"WARNING: {split}: its sources look like train's targets, its targets like train's sources; the two "
+                "files may have changed places")  # fmt: skip
         leaks = [sum(text in known[side] for text in sides[side]) if split != "train" else 0 for side in (0, 1)]
         if leaks[0] or leaks[1]:
             say(f"{split}: {leaks[0]:,} sources and {leaks[1]:,} targets of {len(found):,} pairs are also in train")
@@ -82,8 +86,7 @@ def make_pairs(config: DataConfig, folder: Path, say: Callable[[str], None]) -> 
         "splits": splits,
         "sources": described,
         "tokenizer": target.fingerprint,
-        "languages": {str(config.source_language): frequent_words(columns[0]),
-                      str(config.target_language): frequent_words(columns[1])},
+        "languages": {str(config.source_language): words["source"], str(config.target_language): words["target"]},
         "sha256": {},
     }  # fmt: skip
 
@@ -110,6 +113,12 @@ def _write(prefix: Path, tokenizer: Tokenizer, texts: Sequence[str], text_bytes:
         text_bytes=text_bytes,
         unknown=tokenizer.unknown,
     )
+
+
+def _crossed(sides: Sequence[Sequence[str]], words: dict[str, list[str]]) -> bool:
+    """Whether each side of a split looks like the other one of training."""
+    seen = [looks_like(" ".join(side[:FREQUENT]), words) for side in sides]
+    return seen == ["target", "source"]
 
 
 def frequent_words(texts: Sequence[str]) -> list[str]:
