@@ -104,7 +104,7 @@ def translate(
     found: list[list[Translation]] = [[] for _ in sentences]
     places = [place for place, sentence in enumerate(sentences) if sentence.strip()]
     done = len(sentences) - len(places)
-    for group in _batches(places, [len(ids) for ids in encoded], model.equal_sources):
+    for group in together(places, [len(ids) for ids in encoded], model.equal_sources):
         limits = [min(translating.context, max_new or 2 * len(encoded[place]) + SLACK) for place in group]
         answers = _search(
             model, [encoded[place] for place in group], tokenizer.boundary, translating.source_tokenizer.boundary,
@@ -150,7 +150,7 @@ def _translation(found: Hypothesis, tokenizer: Tokenizer, length: int) -> Transl
     return Translation(tokenizer.decode(found.tokens), found.log_probability, found.tokens, found.ended, shown)
 
 
-def _batches(places: list[int], lengths: list[int], equal: bool) -> Iterator[list[int]]:
+def together(places: list[int], lengths: list[int], equal: bool) -> Iterator[list[int]]:
     """Sentences of like length together, the longest first; ``equal``: of the same length only."""
     group: list[int] = []
     for place in sorted(places, key=lambda place: (-lengths[place], place)):
