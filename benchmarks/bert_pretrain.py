@@ -49,7 +49,8 @@ def cosines(batch: Batch, weights: NDArray[np.float64]) -> NDArray[np.float64]:
         a, b = (
             np.bincount(tokens[:length][segments[:length] == part], minlength=len(weights)) * weights for part in (0, 1)
         )
-        found.append(float(a @ b / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-12)))
+        norms = float(np.linalg.norm(a)) * float(np.linalg.norm(b))
+        found.append(float(a @ b) / max(norms, 1e-12))
     return np.array(found)
 
 

@@ -53,8 +53,10 @@ def make_rows(rows: int, context: int) -> Batch:
     masked, positions, targets = mask(ids, lengths, keys, MARKS, VOCAB, 0.15)
     segments = ((column > middle) & (column < lengths[:, None])).astype(np.int64)
     labels = generator.integers(0, 2, rows)
-    found = [torch.from_numpy(array) for array in (masked, targets, segments, lengths, positions, labels)]
-    return Batch(found[0], found[1], True, *found[2:])
+    return Batch(
+        torch.from_numpy(masked), torch.from_numpy(targets), segments=torch.from_numpy(segments),
+        lengths=torch.from_numpy(lengths), positions=torch.from_numpy(positions), labels=torch.from_numpy(labels),
+    )  # fmt: skip
 
 
 def peer(model: BERT, context: int) -> nn.Module:

@@ -12,7 +12,11 @@ import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gradatim.config.settings import ModelConfig
+    from gradatim.models.neural import NeuralLanguageModel
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -59,6 +63,16 @@ def gradatim(*arguments: object, threads: int | None = None) -> dict[str, Any]:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}:\n{process.stdout}")
     answer = json.loads(process.stdout)
     return {**answer, "wall_seconds": seconds} if isinstance(answer, dict) else {"answer": answer}
+
+
+def language_model(config: ModelConfig, vocab_size: int, context: int, seed: int = 0) -> NeuralLanguageModel:
+    """One of our networks that say the next word, with its initial weights."""
+    from gradatim.models import build_model
+    from gradatim.models.neural import NeuralLanguageModel
+
+    model = build_model(config, vocab_size, context, seed)
+    assert isinstance(model, NeuralLanguageModel)
+    return model
 
 
 class Kept:

@@ -22,9 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common import Kept, spread, table, write_result
+from common import Kept, language_model, spread, table, write_result
 from gradatim.config.settings import GptConfig
-from gradatim.models import build_model
 
 LAYERS, HEADS, WIDTH, CONTEXT, BATCH, VOCAB = 6, 6, 384, 256, 8, 50304
 Step = Callable[[Tensor, Tensor], Tensor]
@@ -32,7 +31,7 @@ Step = Callable[[Tensor, Tensor], Tensor]
 
 def ours() -> tuple[nn.Module, Step]:
     config = GptConfig(d_model=WIDTH, n_layers=LAYERS, n_heads=HEADS)
-    model = build_model(config, VOCAB, CONTEXT)
+    model = language_model(config, VOCAB, CONTEXT)
     return model, lambda ids, targets: model.nll(model.hidden(ids)[0], targets) / targets.numel()
 
 
@@ -156,7 +155,7 @@ def measure(options: argparse.Namespace, precision: str, mode: str) -> list[obje
     faster = min(peers, key=lambda name: statistics.median(seconds[name]))
     ratios = [theirs / own for own, theirs in zip(seconds["gradatim"], seconds[faster])]
     speeds = {name: spread([BATCH * CONTEXT / s for s in times]) for name, times in seconds.items()}
-    row = [precision, mode, *speeds.values(), faster, spread(ratios)]
+    row: list[object] = [precision, mode, *speeds.values(), faster, spread(ratios)]
     print(row, flush=True)
     return row
 

@@ -21,7 +21,7 @@ import os
 import sys
 import tempfile
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -130,7 +130,7 @@ def on_cpu(checkout: Path) -> Iterator[None]:
         yield
 
 
-def theirs(layout: LayoutConfig, mesh: Mesh, whole: dict[str, Tensor], ids: Tensor) -> dict[str, Any]:
+def theirs(layout: LayoutConfig, mesh: Mesh, whole: Mapping[str, Tensor], ids: Tensor) -> dict[str, Any]:
     """Megatron Core's losses of each step, and the gradients of the first."""
     from megatron.core import parallel_state
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec

@@ -33,7 +33,7 @@ def main() -> None:
         jobs: list[tuple[str, list[object]]] = [
             (f"Kneser-Ney {order}-gram", ["ngram", f"--model.order={order}", *words]) for order in options.orders
         ]
-        for name, arguments in [*jobs, ("LSTM 512", [RECIPE])]:
+        for name, arguments in [*jobs, ("LSTM 512", list[object]([RECIPE]))]:
             run = root / name.replace(" ", "-")
             trained = common.gradatim("train", *arguments, "--run", run, *data)
             test = common.gradatim("evaluate", run, "--text", options.data / "test.txt")

@@ -20,7 +20,6 @@ from torch.profiler import ProfilerActivity, profile
 
 import common
 from gradatim.config.settings import GptConfig
-from gradatim.models import build_model
 from gradatim.train.metrics import read_metrics
 from gradatim.train.precision import arithmetic, device
 
@@ -32,7 +31,7 @@ def attention_kernels(options: argparse.Namespace) -> list[str]:
     """Names of operators and kernels that mention attention, in a pass through one block."""
     config = GptConfig(d_model=options.width, n_layers=1, n_heads=options.heads, dropout=0.0)
     where = device()
-    model = build_model(config, 256, options.context).to(where)
+    model = common.language_model(config, 256, options.context).to(where)
     ids = torch.zeros(1, options.context, dtype=torch.int64, device=where)
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (where.type == "cuda")
     with profile(activities=activities) as seen:

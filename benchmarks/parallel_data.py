@@ -28,10 +28,11 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from common import spread, table, write_result
+from common import language_model, spread, table, write_result
 from gpt_step import BATCH, CONTEXT, HEADS, LAYERS, VOCAB, WIDTH, decayed
 from gradatim.config.settings import GptConfig, LayoutConfig, OptimizerConfig
 from gradatim.models import build_model
+from gradatim.models.neural import NeuralLanguageModel
 from gradatim.parallel.build import build_chunk
 from gradatim.parallel.gradients import BUCKET_BYTES, Gradients
 from gradatim.parallel.mesh import Mesh, create_mesh
@@ -51,7 +52,7 @@ def batch() -> tuple[Tensor, Tensor]:
 
 def one_process(rows: slice) -> Step:
     """What ``gradatim train`` does in one process, with these rows of the batch."""
-    model = build_model(CONFIG, VOCAB, CONTEXT)
+    model = language_model(CONFIG, VOCAB, CONTEXT)
     optimizer = build_optimizer(model, ADAMW)
     ids, targets = batch()
     count, ids, targets = targets.numel(), ids[rows], targets[rows]
@@ -76,6 +77,7 @@ def ours(mesh: Mesh, zero: int, bucket_bytes: int) -> Step:
     optimizer = ShardedAdamW(gradients, ADAMW)
     ids, targets = batch()
     count, model = targets.numel(), chunk.model
+    assert isinstance(model, NeuralLanguageModel)
     ids, targets = (part.tensor_split(mesh.dp.size)[mesh.dp.index] for part in (ids, targets))
 
     def step() -> tuple[float, float]:

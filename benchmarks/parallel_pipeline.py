@@ -45,6 +45,7 @@ def measure(name: str, chunks: int, microbatches: int, turns: int) -> dict[str, 
     from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleInterleaved1F1B
 
     from gradatim.config.settings import GptConfig, LayoutConfig
+    from gradatim.models.neural import NeuralLanguageModel
     from gradatim.objectives.next_token import NextToken
     from gradatim.parallel.build import build_chunk
     from gradatim.parallel.mesh import create_mesh
@@ -75,12 +76,15 @@ def measure(name: str, chunks: int, microbatches: int, turns: int) -> dict[str, 
             self.number, self.model = number, mine[number].model
 
         def forward(self, x: Any) -> Any:
+            assert isinstance(self.model, NeuralLanguageModel)
             return self.model.run(self.model.enter(x) if self.number == 0 else x)
 
     def loss(hidden: Any, wanted: Any) -> Any:
-        return mine[total - 1].model.nll(hidden, wanted) / targets.numel()
+        model = mine[total - 1].model
+        assert isinstance(model, NeuralLanguageModel)
+        return model.nll(hidden, wanted) / targets.numel()
 
-    stages = [PipelineStage(Stage(c), c, total, torch.device("cpu"), group=mesh.pp.group) for c in mine]
+    stages: list[Any] = [PipelineStage(Stage(c), c, total, torch.device("cpu"), group=mesh.pp.group) for c in mine]
     if chunks == 1:
         theirs: Any = Schedule1F1B(stages[0], microbatches, loss_fn=loss, scale_grads=False)
     else:
@@ -133,10 +137,11 @@ def one_process(count: int, turns: int) -> list[float]:
     import torch
 
     from gradatim.config.settings import GptConfig
-    from gradatim.models import build_model
 
     torch.set_num_threads(1)
-    model = build_model(GptConfig(d_model=WIDTH, n_layers=LAYERS, n_heads=HEADS, tied=False), VOCABULARY, TOKENS)
+    model = common.language_model(
+        GptConfig(d_model=WIDTH, n_layers=LAYERS, n_heads=HEADS, tied=False), VOCABULARY, TOKENS
+    )
     ids = torch.randint(0, VOCABULARY, (ROWS * count, TOKENS + 1))
     times = []
     for _ in range(turns + 1):

@@ -36,10 +36,12 @@ SIDES = ("one process", "ours", "ours, sequence", "DTensor")
 
 
 def blocks(config: GptConfig, context: int, mesh: Mesh, sequence_parallel: bool = False) -> NeuralLanguageModel:
-    return build_chunk(
+    model = build_chunk(
         config, 64, context, layers=range(LAYERS), embed=False, head=False, mesh=mesh,
         sequence_parallel=sequence_parallel,
     ).model  # fmt: skip
+    assert isinstance(model, NeuralLanguageModel)
+    return model
 
 
 def dtensor(config: GptConfig, context: int) -> NeuralLanguageModel:

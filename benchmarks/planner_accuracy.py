@@ -101,7 +101,8 @@ def nanotron(data: Path, physics: Physics) -> list[list[str]]:
         layouts = [c.layout for c in found.best]
         layouts = [x for x in layouts if dp * m * b // x.dp // (x.microbatch or 1) >= x.pp - 1]
         keys = list(dict.fromkeys((x.tp, x.pp, x.dp, x.microbatch, x.zero) for x in layouts))[:20]
-        place = keys.index((tp, pp, dp, b, zero)) + 1 if (tp, pp, dp, b, zero) in keys else 0
+        published: tuple[object, ...] = (tp, pp, dp, b, zero)
+        place = next((place for place, key in enumerate(keys, 1) if key == published), 0)
         best = LayoutConfig(
             tp=tp, pp=pp, dp=dp, microbatch=b, zero=zero, sequence_parallel=tp > 1,  # type: ignore[arg-type]
             split=what.layers_past_share(pp),

@@ -33,7 +33,7 @@ from gradatim.plan.predict import predict
 from gradatim.plan.search import search
 from gradatim.train.engine import SerialEngine
 
-MODEL = {"d_model": 384, "n_layers": 4, "n_heads": 6, "vocab_multiple": 64}
+MODEL = GptConfig(d_model=384, n_layers=4, n_heads=6, vocab_multiple=64)
 VOCABULARY, CONTEXT, BATCH = 1024, 128, 16
 LAYOUTS: list[dict[str, Any]] = [
     {"microbatch": 16},
@@ -68,7 +68,7 @@ def work(group: Group, layouts: list[dict[str, Any]], turns: int) -> list[list[f
     engines: list[Any] = []
     for fields in layouts:
         layout = LayoutConfig(**fields)
-        config = RunConfig(model=GptConfig(**MODEL), layout=layout, context=CONTEXT, global_batch=BATCH, steps=1000)
+        config = RunConfig(model=MODEL, layout=layout, context=CONTEXT, global_batch=BATCH, steps=1000)
         grid = (layout.tp, layout.pp, layout.dp)
         if grid == (1, 1, 1):
             engines.append(SerialEngine(config, text) if group.leads else None)
@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5, help="Steps of each layout in a round.")
     parser.add_argument("--keep", type=Path, help="Save each round here, and report those that are there already too.")
     options = parser.parse_args()
-    model = Architecture(GptConfig(**MODEL), VOCABULARY, CONTEXT)
+    model = Architecture(MODEL, VOCABULARY, CONTEXT)
     kept = Kept(options.keep)
     for _ in range(options.rounds):
         kept.add(**measure(model, options.turns))
@@ -156,8 +156,8 @@ def main() -> None:
         "last round's parts, ms",
     ]
     body = (
-        f"GPT of {model.parameter_count / 1e6:.1f} M parameters ({MODEL['n_layers']} layers of width "
-        f"{MODEL['d_model']}, {VOCABULARY:,} words), {BATCH} x {CONTEXT} tokens a step, fp32, processes of one thread; "
+        f"GPT of {model.parameter_count / 1e6:.1f} M parameters ({MODEL.n_layers} layers of width "
+        f"{MODEL.d_model}, {VOCABULARY:,} words), {BATCH} x {CONTEXT} tokens a step, fp32, processes of one thread; "
         f"{len(rounds)} rounds, each calibrated anew (which took {spread([each['calibrating'] for each in rounds])} s)"
         f" and then {options.turns} steps of each layout, in turns, after two that are not counted.\n\n"
         + table(columns, table_rows)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from gradatim.config.settings import GptConfig, LayoutConfig
 from gradatim.plan.architecture import Architecture
@@ -46,10 +47,10 @@ def cluster(name: str) -> Cluster:
 
 
 @cache
-def model(width: int, heads: int, layers: int, words: int, context: int, **more: object) -> Architecture:
+def model(width: int, heads: int, layers: int, words: int, context: int, **more: Any) -> Architecture:
     return Architecture(
         GptConfig(d_model=width, n_layers=layers, n_heads=heads, vocab_multiple=1, **more), words, context
-    )  # type: ignore[arg-type]
+    )
 
 
 def read(data: Path, name: str) -> list[dict[str, str]]:
@@ -66,7 +67,7 @@ def model_seconds(
 ) -> float:
     """A step's seconds from published TFLOP/s a GPU: ``hardware`` counts full recomputation, ``model`` does not."""
     per_layer, head = (96, 16) if kind == "hardware" else (72, 12)
-    flops = per_layer * batch * context * layers * width**2
+    flops: float = per_layer * batch * context * layers * width**2
     flops *= 1 + context / (6 * width) + words / (head * layers * width)
     return flops / gpus / (tflops * 1e12)
 

@@ -17,9 +17,8 @@ from typing import Literal
 
 import torch
 
-from common import table, write_result
+from common import language_model, table, write_result
 from gradatim.config.settings import RecurrentConfig
-from gradatim.models import build_model
 from gradatim.models.neural import NeuralLanguageModel
 
 KEYS, FILLERS = 8, 8
@@ -42,7 +41,7 @@ def train(
     kind: Kind, longest: int, steps: int, seed: int, width: int = 64, batch: int = 64, lr: float = 1e-3
 ) -> NeuralLanguageModel:
     """A model that has seen distances 1 to ``longest``."""
-    model = build_model(RecurrentConfig(kind=kind, d_model=width, tied=False), VOCAB, longest + 2, seed)
+    model = language_model(RecurrentConfig(kind=kind, d_model=width, tied=False), VOCAB, longest + 2, seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):

@@ -77,7 +77,7 @@ def main() -> None:
     documents = [np.append(draw.integers(1, VOCABULARY, n), BOUNDARY) for n in lengths]
     size = sum(map(len, documents)) * 2 / 1e6
     order = draw.permutation(len(documents))
-    peer = megatron_module(options.megatron) if options.megatron else None
+    peer: Any = megatron_module(options.megatron) if options.megatron else None
 
     def ours_write(prefix: Path) -> None:
         TokenFile.write(prefix, documents, vocab_size=VOCABULARY, boundary=BOUNDARY, tokenizer="", text_bytes=0)
