@@ -143,6 +143,13 @@ def test_an_unlimited_model_reads_the_row_once_in_pieces(total, rows, at_once):
     assert all(wide <= max(1, at_once // rows) for _, wide in model.calls)
 
 
+@pytest.mark.parametrize("context", [None, 3, 20])
+def test_a_text_is_opened_by_the_token_that_opens_documents(context):
+    model = HowMuch(context)
+    log_probs(model, np.array([1, 2, 0, 3, 0]), 0, stride=context, opening=9)
+    assert sorted(model.asked) == [(1, 2), (2, 0), (3, 0), (9, 1), (9, 3)]
+
+
 def test_windows_are_read_many_at_a_time_but_not_too_many(monkeypatch):
     monkeypatch.setattr(likelihood, "TOKENS_AT_ONCE", 64)
     model = HowMuch(8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,15 @@ def test_within_learns_every_token_once_an_epoch(tmp_path_factory: pytest.TempPa
             ends = torch.nonzero(row == 0)
             assert len(ends) <= 1
             assert bool((row[int(ends[0]) + 1 :] == IGNORE).all()) if len(ends) else True
+
+
+@pytest.mark.parametrize("packing", ["across", "within", "streams"])
+def test_what_opens_documents_is_read_and_never_learned(tmp_path: Path, packing: str) -> None:
+    file, opening = token_file(tmp_path, [7, 9, 3, 30]), 9_999
+    make = Streams if packing == "streams" else partial(Windows, seed=3, packing=packing)
+    plain, opened = make(file, 8, 3).batch(0), make(file, 8, 3, opening=opening).batch(0)
+    assert torch.equal(plain.targets, opened.targets) and bool((plain.ids == 0).any())
+    assert torch.equal(opened.ids, plain.ids.masked_fill(plain.ids == 0, opening))
 
 
 def test_across_learns_nearly_every_token_once_and_moves_its_grid(tmp_path: Path) -> None:

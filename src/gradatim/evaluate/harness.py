@@ -127,7 +127,8 @@ class Answers:
     def rolling(self, text: str) -> float:
         """Log-probability in nats of a whole text: windows of a full context, each token counted once."""
         tokens = np.asarray(self.tokenizer.encode(text), np.int64)
-        return float(log_probs(self.model, tokens, self.tokenizer.opening, stride=self.model.context).sum())
+        boundary, opening = self.tokenizer.boundary, self.tokenizer.opening
+        return float(log_probs(self.model, tokens, boundary, stride=self.model.context, opening=opening).sum())
 
     # ------------------------------------------------------------------ continuations
 

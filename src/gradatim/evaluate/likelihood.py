@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradatim.models.protocol import LanguageModel
-from gradatim.text.batches import IGNORE
+from gradatim.text.batches import IGNORE, as_read
 
 TOKENS_AT_ONCE = 8192
 """Tokens in one call of a model: large enough for efficient matmuls, small enough for any memory."""
@@ -35,20 +35,21 @@ def log_probs(
     stride: int | None = None,
     rows: int = 1,
     stop: Callable[[], bool] = lambda: False,
+    opening: int | None = None,
 ) -> NDArray[np.float64]:
-    """Log-probability in nats of every token, given ``boundary`` and the tokens before it.
+    """Log-probability in nats of every token, given what opens a text and the tokens before it.
 
     Args:
         model: any model of the protocol; its device is used.
         tokens: ids, each document closed by ``boundary``.
-        boundary: what is read before the first token.
         stride: advance of the windows of a model with limited context; default half the context.
         rows: cut the row into this many and read them side by side (quicker, with less context at the cuts).
         stop: asked now and then; True raises Stopped.
+        opening: what is read before the first token and in the place of every boundary; default the boundary itself.
     """
     parts: list[NDArray[np.float64]] = []
     where = model_device(model)
-    for ids, targets in windows(model.context, tokens, boundary, stride, rows):
+    for ids, targets in windows(model.context, tokens, boundary, stride, rows, opening):
         if stop():
             raise Stopped
         # A new state per window; the row of an unlimited model comes as one long call, cut up below.
@@ -74,7 +75,12 @@ def model_device(model: LanguageModel) -> torch.device:
 
 
 def windows(
-    context: int | None, tokens: NDArray[Any], boundary: int, stride: int | None, rows: int = 1
+    context: int | None,
+    tokens: NDArray[Any],
+    boundary: int,
+    stride: int | None,
+    rows: int = 1,
+    opening: int | None = None,
 ) -> Iterator[tuple[Int[Tensor, "b t"], Int[Tensor, "b t"]]]:
     """Ids and targets of ``log_probs``' reading, -100 where nothing is to be predicted (again).
 
@@ -83,11 +89,12 @@ def windows(
     if not len(tokens):
         return
     text = np.concatenate([[boundary], np.asarray(tokens, np.int64)])
+    read = as_read(text, boundary, opening)
     if context is None:
         length = -(-(len(text) - 1) // rows)
         where = np.arange(rows)[:, None] * length + np.arange(length)
         inside = where < len(text) - 1
-        ids = text[np.where(inside, where, 0)]
+        ids = read[np.where(inside, where, 0)]
         targets = np.where(inside, text[np.where(inside, where + 1, 0)], IGNORE)
         yield torch.from_numpy(ids), torch.from_numpy(targets)
         return
@@ -103,4 +110,4 @@ def windows(
         some = slice(first, first + many)
         where = ends[some, None] - context + reach
         new = reach >= context - counted[some, None]
-        yield torch.from_numpy(text[where]), torch.from_numpy(np.where(new, text[where + 1], IGNORE))
+        yield torch.from_numpy(read[where]), torch.from_numpy(np.where(new, text[where + 1], IGNORE))

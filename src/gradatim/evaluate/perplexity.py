@@ -47,7 +47,7 @@ def evaluate_tokens(
     model: LanguageModel, tokenizer: Tokenizer, tokens: NDArray[Any], text_bytes: int, stride: int | None = None
 ) -> Evaluation:
     """Judge a model on tokens of documents that each end with the boundary."""
-    found = log_probs(model, tokens, tokenizer.opening, stride)
+    found = log_probs(model, tokens, tokenizer.boundary, stride, opening=tokenizer.opening)
     unknown = np.asarray(tokens) == tokenizer.unknown if tokenizer.unknown is not None else np.zeros(len(tokens), bool)
     impossible = np.isneginf(found)
     nats = math.inf if impossible.any() else float(-found.sum())

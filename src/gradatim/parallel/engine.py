@@ -213,8 +213,8 @@ class LayoutEngine:
         if isinstance(self.objective, NextToken):
             assert not isinstance(self.prepared, PreparedTask)
             tokens = self.prepared.valid.tokens[: self.config.evaluation.tokens]
-            boundary, context = self.prepared.tokenizer.boundary, self.config.context
-            parts = windows(context, tokens, boundary, stride=context)
+            tokenizer, context = self.prepared.tokenizer, self.config.context
+            parts = windows(context, tokens, tokenizer.boundary, stride=context, opening=tokenizer.opening)
             batches = (Batch(self._padded(ids, 0), self._padded(targets, IGNORE)) for ids, targets in parts)
         else:
             batches = validation_rows(self.config, self.prepared)

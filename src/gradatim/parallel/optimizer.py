@@ -161,7 +161,7 @@ class ShardedAdamW:
         """Make room for the moments of a run that has made ``updates`` updates, to be filled by whoever restores it."""
         for leaf in self.leaves:
             like = leaf.weight.detach()
-            step = torch.tensor(float(updates), dtype=torch.float32, device=like.device)
+            step = torch.full((), updates, dtype=torch.float32, device=like.device)
             self.inner.state[leaf.weight] = {"step": step, **{name: torch.zeros_like(like) for name in MOMENTS}}
 
 

@@ -104,6 +104,7 @@ def rehearse(
     network: Network = "nccl",
     fake: bool = True,
     whole: bool = False,
+    device: torch.device = CPU,
 ) -> Rehearsal:
     """Play one rank's step.
 
@@ -114,9 +115,10 @@ def rehearse(
         network: nccl for collectives as GPUs make them; gloo as CPUs do, where ranks exchange parts directly.
         fake: without, tensors are real (and their content noise, as nobody answers).
         whole: play all microbatches, though fewer would do.
+        device: where tensors say they are; operations on tensors of two devices fail.
     """
     began = time.perf_counter()
-    with _no_others(rank, world_size(config.layout)):
+    with _no_others(rank, world_size(config.layout), device.type):
         mesh = create_mesh(config.layout)
         with contextlib.ExitStack() as stack:
             if network == "nccl":
@@ -129,15 +131,16 @@ def rehearse(
                 # Only whole windows are free of padding; a norm of 1 is clipped where clipping is below that.
                 scalar = partial(_scalar, config.data.packing == "within")
             observer = stack.enter_context(Observer(silent=True, scalar=scalar))
-            return _Rank(config, vocab_size, mesh, observer).play(began, whole)
+            return _Rank(config, vocab_size, mesh, observer, device).play(began, whole)
 
 
 @contextlib.contextmanager
-def _no_others(rank: int, world: int) -> Iterator[None]:
+def _no_others(rank: int, world: int, device: str) -> Iterator[None]:
     """A process group whose other ranks do not exist."""
     from torch.testing._internal.distributed.fake_pg import FakeStore  # importing it makes the backend known
 
-    dist.init_process_group("fake", rank=rank, world_size=world, store=FakeStore())
+    backend = "fake" if device == "cpu" else f"cpu:fake,{device}:fake"
+    dist.init_process_group(backend, rank=rank, world_size=world, store=FakeStore())
     try:
         yield
     finally:
@@ -154,8 +157,10 @@ def _scalar(padded: bool, dtype: torch.dtype) -> bool | int | float:
 class _Rank:
     """What ``LayoutEngine`` makes of a config, on fake tensors."""
 
-    def __init__(self, config: RunConfig, vocab_size: int, mesh: Mesh, observer: Observer) -> None:
-        self.config, self.mesh, self.observer = config, mesh, observer
+    def __init__(
+        self, config: RunConfig, vocab_size: int, mesh: Mesh, observer: Observer, device: torch.device
+    ) -> None:
+        self.config, self.mesh, self.observer, self.device = config, mesh, observer, device
         layout, self.count = config.layout, microbatch_count(config)
         self.name = layout.schedule if layout.pp > 1 else "1f1b"
         self.deferred = layout.schedule == "zero-bubble" and layout.pp > 1
@@ -193,11 +198,11 @@ class _Rank:
         for module in chunk.model.modules():
             for name, whole in list(module.named_parameters(recurse=False)):
                 if whole not in made:
-                    zeros = torch.zeros(whole.shape, dtype=whole.dtype, device=CPU)
+                    zeros = torch.zeros(whole.shape, dtype=whole.dtype, device=self.device)
                     made[whole] = nn.Parameter(zeros, requires_grad=whole.requires_grad)
                 setattr(module, name, made[whole])
             for name, buffer in list(module.named_buffers(recurse=False)):
-                setattr(module, name, torch.zeros(buffer.shape, dtype=buffer.dtype, device=CPU))
+                setattr(module, name, torch.zeros(buffer.shape, dtype=buffer.dtype, device=self.device))
                 self.observer.label(module.get_buffer(name), "tables")
         return chunk
 
@@ -250,34 +255,30 @@ class _Rank:
         )  # fmt: skip
 
     def _step(self, schedule: Schedule, longest: int) -> None:
-        """What ``LayoutEngine.step`` does, on a schedule that may be shorter than its batch.
-
-        ``longest`` is the most actions that a rank of the whole schedule has.
-        """
+        """What ``LayoutEngine.step`` does; ``longest``: actions of a rank, at most, in a whole batch's schedule."""
         config, mesh, observer = self.config, self.mesh, self.observer
         layout = config.layout
         observer.kind = "tokens"
         rows = config.global_batch // layout.dp
-        batch, objective = empty_batch(config, rows), objective_of(config)
+        batch, objective = empty_batch(config, rows).to(self.device), objective_of(config)
         microbatches = [Microbatch(part) for part in batch.split(self.count)[: schedule.microbatches]]
         counts = dict.fromkeys(objective.names, config.global_batch * config.context)
         pipeline = Pipeline(
             schedule, self.chunks, mesh.pp, objective, width=getattr(config.model, "d_model", 0),
             shards=layout.tp if layout.sequence_parallel else 1, dtype=self.dtype,
-            arithmetic=partial(arithmetic, config.precision, CPU),
+            arithmetic=partial(arithmetic, config.precision, self.device),
             last_backward=self.gradients.last_backward, report=self._report,
         )  # fmt: skip
         observer.kind = "loss"
-        self._tell_everybody([*counts.values(), rows * config.context])  # of targets and tokens, how many
+        self._gather(len(counts) + 1, mesh.world, mesh.everyone)  # of targets and tokens, how many
         self.gradients.begin()
         with step_arithmetic(config.precision):
             ran = pipeline.run(microbatches, counts)
         observer.action, observer.kind = "", "update"
         self.gradients.finish()
-        self._tell_everybody([float(total) for total in ran.sums.values()])
+        self._gather(len(ran.sums), mesh.world, mesh.everyone)
         norm = self.optimizer.norm()
-        if mesh.pp.size > 1:  # times of the timeline
-            self._gather([0.0, 0.0] * longest, mesh.pp.size, mesh.pp.group)
+        self._gather(2 * longest, mesh.pp.size, mesh.pp.group)  # times of the timeline
         self.optimizer.step(config.optimizer.lr, norm, config.optimizer.clip)
 
     def _report(self, action: str) -> None:
@@ -285,14 +286,11 @@ class _Rank:
         forward = "F" in action  # outside of the modules, a forward pass computes logits
         self.observer.kind = "output" if forward else "backward"
 
-    def _tell_everybody(self, values: list[float]) -> None:
-        if self.mesh.world > 1:
-            self._gather(values, self.mesh.world, self.mesh.everyone)
-
-    @staticmethod
-    def _gather(values: list[float], ranks: int, group: Any) -> None:
-        mine = torch.tensor(values, dtype=torch.float64, device=CPU)
-        dist.all_gather([torch.empty_like(mine) for _ in range(ranks)], mine, group=group)
+    def _gather(self, numbers: int, ranks: int, group: Any) -> None:
+        """All ranks of a group hear so many numbers of each."""
+        if ranks > 1:
+            mine = torch.zeros(numbers, dtype=torch.float64, device=self.device)
+            dist.all_gather([torch.empty_like(mine) for _ in range(ranks)], mine, group=group)
 
 
 def _label(observer: Observer, gradient: Tensor) -> None:

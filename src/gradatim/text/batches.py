@@ -2,7 +2,8 @@
 
 The text is one long row of tokens, ``… boundary w₁ w₂ … boundary …``; a sample is ``context`` inputs and, one
 further, as many targets. The token before the first is the last one, a boundary, so the first document opens like
-every other.
+every other. A tokenizer that opens texts by a token of its own has that read in the boundary's place: what stands after
+the end of a document is the beginning of the next.
 """
 
 from __future__ import annotations
@@ -95,8 +96,12 @@ class Batch:
 class Windows:
     """Samples of ``context`` tokens in an order drawn afresh each epoch, from a grid that is shifted each epoch."""
 
-    def __init__(self, file: TokenFile, context: int, global_batch: int, seed: int, packing: str = "across") -> None:
+    def __init__(
+        self, file: TokenFile, context: int, global_batch: int, seed: int, packing: str = "across",
+        opening: int | None = None,
+    ) -> None:  # fmt: skip
         self.tokens, self.starts = file.tokens, file.document_starts
+        self.boundary, self.opening = file.meta.boundary, opening
         self.context, self.global_batch, self.seed, self.packing = context, global_batch, seed, packing
         if packing == "across":
             self.samples = (len(self.tokens) - 1) // context
@@ -120,21 +125,25 @@ class Windows:
             shift = np.array([derive(self.seed, 0x7368, int(e)) % self.context for e in epoch])
             where = (index * self.context + shift)[:, None] + reach - 1
             taken = self.tokens[where % len(self.tokens)].astype(np.int64)
-            return Batch(torch.from_numpy(taken[:, :-1].copy()), torch.from_numpy(taken[:, 1:].copy()))
+            return Batch(self._read(taken), torch.from_numpy(taken[:, 1:].copy()))
         document = np.searchsorted(self.first_piece, index, side="right") - 1
         start = self.starts[document] + (index - self.first_piece[document]) * self.context
         where = start[:, None] + reach - 1  # the token before a document is the boundary of the one before it
         inside = where < self.starts[document + 1][:, None]
         taken = self.tokens[np.where(inside, where, -1) % len(self.tokens)].astype(np.int64)
         targets = np.where(inside[:, 1:], taken[:, 1:], IGNORE)
-        return Batch(torch.from_numpy(taken[:, :-1].copy()), torch.from_numpy(targets))
+        return Batch(self._read(taken), torch.from_numpy(targets))
+
+    def _read(self, taken: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(as_read(taken[:, :-1], self.boundary, self.opening))
 
 
 class Streams:
     """``global_batch`` contiguous rows read side by side, ``context`` tokens a step; each pass starts afresh."""
 
-    def __init__(self, file: TokenFile, context: int, global_batch: int) -> None:
+    def __init__(self, file: TokenFile, context: int, global_batch: int, opening: int | None = None) -> None:
         self.tokens, self.context, self.global_batch = file.tokens, context, global_batch
+        self.boundary, self.opening = file.meta.boundary, opening
         self.row = (len(self.tokens) - 1) // global_batch
         self.steps = self.row // context
         if self.steps < 1:
@@ -152,7 +161,13 @@ class Streams:
         where = start[:, None] + np.arange(self.context + 1) - 1
         taken = self.tokens[where].astype(np.int64)
         fresh = step % self.steps == 0
-        return Batch(torch.from_numpy(taken[:, :-1].copy()), torch.from_numpy(taken[:, 1:].copy()), fresh)
+        read = as_read(taken[:, :-1], self.boundary, self.opening)
+        return Batch(torch.from_numpy(read), torch.from_numpy(taken[:, 1:].copy()), fresh)
+
+
+def as_read(ids: NDArray[np.int64], boundary: int, opening: int | None) -> NDArray[np.int64]:
+    """A copy of tokens as a model reads them: ``opening`` (None: the boundary) begins what follows a document."""
+    return ids.copy() if opening in (None, boundary) else np.where(ids == boundary, opening, ids)
 
 
 def too_short(tokens: int, needed: int) -> DataError:

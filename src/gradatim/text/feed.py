@@ -60,14 +60,17 @@ def rows_of(config: RunConfig, prepared: AnyPrepared) -> Rows | PairBatches:
         )  # fmt: skip
     if isinstance(config.model, BertConfig):
         return masked_rows(config, prepared, "train")
-    return Windows(prepared.train, config.context, config.global_batch, config.seed, config.data.packing)
+    return Windows(
+        prepared.train, config.context, config.global_batch, config.seed, config.data.packing,
+        prepared.tokenizer.opening,
+    )  # fmt: skip
 
 
 def feed_of(config: RunConfig, prepared: AnyPrepared) -> Feed:
     """The batches that a run trains on."""
     if isinstance(config.model, RecurrentConfig):
         assert not isinstance(prepared, PreparedTask)
-        return Streams(prepared.train, config.context, config.global_batch)
+        return Streams(prepared.train, config.context, config.global_batch, prepared.tokenizer.opening)
     return rows_of(config, prepared)
 
 

@@ -1,11 +1,12 @@
 """Batches of a task: its texts laid out as one row, cut to the context, as pure functions of (seed, step).
 
     BERT   [CLS] A [SEP]          [CLS] A [SEP] B [SEP]              segments 0 and 1 (Devlin et al. 2018, section 4)
-    GPT    boundary A boundary    boundary A boundary B boundary     Radford et al. 2018, section 3.3
+    GPT    opening A boundary     opening A boundary B boundary      Radford et al. 2018, section 3.3
 
 GPT-1 begins, separates and ends by tokens that it had never met; here all three are the boundary, which pretraining
-knows, or the text between is the config's (``task.delimiter``). A choice is a row for each: prompt, then choice. Of two
-texts the longer one is cut until they fit; a question is cut only where it is longer than half of the row.
+knows (of Llama's tokenizers the opening is another one), or the text between is the config's (``task.delimiter``). A
+choice is a row for each: prompt, then choice. Of two texts the longer one is cut until they fit; a question is cut only
+where it is longer than half of the row.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ class TaskRows:
             self.begin, self.end, self.pad = marks.begin, marks.end, marks.pad
             self.between = np.array([marks.end], np.int64)
         else:
-            self.begin = self.end = self.pad = tokenizer.boundary
+            self.begin, self.end = tokenizer.opening, tokenizer.boundary
+            self.pad = self.end
             delimiter = config.task.delimiter
             own = [tokenizer.boundary] if delimiter is None else tokenizer.encode(delimiter)
             self.between = np.array(own, np.int64)

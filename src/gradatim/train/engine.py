@@ -221,9 +221,8 @@ class SerialEngine:
                     return self._valid_rows(stop)
                 assert isinstance(self.model, NeuralLanguageModel) and not isinstance(self.prepared, PreparedTask)
                 tokens = self.prepared.valid.tokens[: self.config.evaluation.tokens]
-                found = log_probs(
-                    self.model, tokens, self.prepared.tokenizer.boundary, self.config.context, VALID_ROWS, stop
-                )
+                tokenizer, context = self.prepared.tokenizer, self.config.context
+                found = log_probs(self.model, tokens, tokenizer.boundary, context, VALID_ROWS, stop, tokenizer.opening)
         finally:
             self.model.train()
         return float(-found.mean())

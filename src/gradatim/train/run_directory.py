@@ -89,7 +89,10 @@ class Run:
             CheckpointError: tokenizer.json is damaged.
         """
         try:
-            return load_tokenizer(self.directory / "tokenizer.json")
+            found = load_tokenizer(self.directory / "tokenizer.json")
+            if isinstance(self.config.model, NgramConfig):
+                found.opening = found.boundary  # that is what counts have met before a document
+            return found
         except DataError as error:
             attempt = "restore the run's tokenizer.json from a copy; "
             attempt += f"prepared text has one too: {self.config.data.cache}/*/tokenizer.json"
