@@ -26,6 +26,8 @@ class _Module(backend_registration._DummyBackendModule):  # type: ignore[misc]
 
 
 backend_registration._setup_privateuseone_for_python_backend("gpu", _Module())
+torch.inference_mode = torch.no_grad  # type: ignore[misc,assignment]  # whose tensors cannot be wrapped
+torch.__future__.set_swap_module_params_on_conversion(True)  # these tensors cannot trade their data for a CPU's
 GPU = torch.device("gpu", 0)
 _library = torch.library.Library("_", "IMPL")
 _library.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
@@ -45,6 +47,9 @@ class OnGpu(torch.Tensor):
         made.inner = inner
         return made
 
+    def tolist(self) -> Any:
+        return self.inner.tolist()
+
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @classmethod
@@ -52,8 +57,8 @@ class OnGpu(torch.Tensor):
         return run(func, args, kwargs or {})
 
 
-ACROSS = {"_to_copy", "copy_", "_copy_from", "_copy_from_and_resize", "_pack_padded_sequence"}
-"""What may read one device and write another, or wants its lengths on the CPU."""
+ACROSS = {"_to_copy", "copy_", "_copy_from", "_copy_from_and_resize"}
+"""What may read one device and write another."""
 
 
 def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:

@@ -1,6 +1,7 @@
 """The verbs on the CPU, then on the pretend GPU: losses and answers are the same. Told a folder, and perhaps cases.
 
 Attention has another kernel there, so sums may differ in their last bits; dropout draws otherwise, and is left out.
+Recurrent networks are left out too: torch has their cells for the CPU and for GPUs that exist.
 """
 
 from __future__ import annotations
@@ -37,18 +38,15 @@ TRANSFORMER = ["--model.n_layers=2", "--model.n_heads=2"]
 CASES = {
     "gpt": ["gpt", *TEXT, *TRANSFORMER, "--layout.microbatch=2"],
     "llama": ["gpt", *TEXT, *TRANSFORMER, "--model.n_kv_heads=1", "--model.positions=rotary", "--model.norm=rms",
-              "--model.activation=swiglu", "--layout.recompute=full", "--precision=bf16"],
-    "lstm": ["lstm", *TEXT],
+              "--model.activation=swiglu", "--layout.recompute=full"],
     "window": ["window", *TEXT],
     "bert": ["bert", *TEXT, *TRANSFORMER],
-    "seq2seq": ["seq2seq", *PAIRS],
-    "attention": ["attention", *PAIRS],
     "transformer": ["transformer", *PAIRS, *TRANSFORMER],
-    "translate-lm": ["translate-lm", *PAIRS],
+    "translate-lm": ["translate-lm", *PAIRS, *TRANSFORMER, "--model.body=gpt"],
     "lora": ["gpt", *TEXT, *TRANSFORMER, "--lora.rank=2", "--init_from=RUN"],
 }  # fmt: skip
 NUMBERS = ("loss", "grad_norm", "valid_loss")
-TRANSLATORS = ("seq2seq", "attention", "transformer", "translate-lm")
+TRANSLATORS = ("transformer", "translate-lm")
 
 
 def said(*arguments: object) -> str:
@@ -75,7 +73,7 @@ def story(name: str, folder: Path) -> dict[str, Any]:
         found["beam"] = said("translate", run, prompts, "--beams=3", "--max-new=6")
         found["greedy"] = said("translate", run, prompts, "--beams=1", "--max-new=6")
     elif name != "bert":
-        found["score"] = said("score", run, prompts)
+        found["score"] = said("score", run, "I am a student", "she is small")
         found["sample"] = said("complete", run, "I am", "--max-new=5", "--seed=1")
         found["beam"] = said("complete", run, "I am", "--max-new=5", "--beams=2")
         found["next"] = said("next", run, "I am")
