@@ -61,8 +61,9 @@ def work(group: Group, layouts: list[dict[str, Any]], turns: int) -> list[list[f
     """Seconds of each turn under each layout, in a worker."""
     generator = np.random.default_rng(0)
     tokens = generator.integers(0, VOCABULARY, 64 * BATCH * CONTEXT)
-    file = SimpleNamespace(tokens=tokens, document_starts=np.array([0, len(tokens)]))
-    tokenizer = SimpleNamespace(vocab_size=VOCABULARY, boundary=0)
+    meta = SimpleNamespace(boundary=0)
+    file = SimpleNamespace(tokens=tokens, document_starts=np.array([0, len(tokens)]), meta=meta)
+    tokenizer = SimpleNamespace(vocab_size=VOCABULARY, boundary=0, opening=0)
     text: Any = SimpleNamespace(tokenizer=tokenizer, source_tokenizer=None, train=file, valid=None)
     meshes: dict[tuple[int, int, int], Any] = {}
     engines: list[Any] = []

@@ -41,10 +41,10 @@ def make_text() -> Any:
         starts.append(starts[-1] + int(generator.integers(2, 12)))
     tokens = generator.integers(1, VOCABULARY, starts[-1])
     tokens[np.array(starts[1:]) - 1] = 0
-    file = SimpleNamespace(tokens=tokens, document_starts=np.array(starts))
+    file = SimpleNamespace(tokens=tokens, document_starts=np.array(starts), meta=SimpleNamespace(boundary=0))
     valid = SimpleNamespace(tokens=tokens[:61], document_starts=np.array([0, 20, 24, 61]))
     tokenizer = SimpleNamespace(
-        vocab_size=VOCABULARY, boundary=0, marks=Marks(pad=1, begin=2, end=0, blank=3, unknown=4),
+        vocab_size=VOCABULARY, boundary=0, opening=0, marks=Marks(pad=1, begin=2, end=0, blank=3, unknown=4),
         token_text=lambda token: "." if token == 5 else f"##{token}" if token % 4 == 0 else str(token),
     )  # fmt: skip
     return SimpleNamespace(tokenizer=tokenizer, source_tokenizer=None, train=file, valid=valid)

@@ -37,7 +37,7 @@ def sentences(vocabulary: int, seed: int) -> Any:
 def make_text(shared: bool) -> Any:
     """What engines read of prepared pairs."""
     source_words = VOCABULARY if shared else SOURCE_VOCABULARY
-    tokenizer = SimpleNamespace(vocab_size=VOCABULARY, boundary=0)
+    tokenizer = SimpleNamespace(vocab_size=VOCABULARY, boundary=0, opening=0)
     return SimpleNamespace(
         tokenizer=tokenizer, source_tokenizer=SimpleNamespace(vocab_size=source_words, boundary=0),
         sources={"train": sentences(source_words, 1), "valid": sentences(source_words, 2)},

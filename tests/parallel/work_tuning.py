@@ -53,7 +53,7 @@ def example(kind: str, generator: np.random.Generator) -> Encoded:
 def make_rows(config: RunConfig) -> PreparedTask:
     """What engines read of a task."""
     marks = Marks(pad=1, begin=2, end=0, blank=3, unknown=4)
-    tokenizer: Any = SimpleNamespace(vocab_size=VOCABULARY, boundary=0, marks=marks)
+    tokenizer: Any = SimpleNamespace(vocab_size=VOCABULARY, boundary=0, opening=0, marks=marks)
     generator, kind = np.random.default_rng(3), config.task.kind
     parts = {split: [example(kind, generator) for _ in range(many)] for split, many in (("train", 40), ("valid", 37))}
     return PreparedTask(tokenizer, LABELS, parts, {}, "")
