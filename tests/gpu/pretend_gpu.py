@@ -1,7 +1,7 @@
 """A device that is not the CPU, without hardware: tensors that say ``gpu`` and compute on the CPU inside.
 
-What a GPU refuses is refused here: an operation on tensors of two devices. Numbers are the CPU's, to the bit. Importing
-this makes the device known to torch, for the rest of the process.
+What a GPU refuses is refused here: an operation on tensors of two devices. An operation's numbers are the CPU's.
+Importing this makes the device known to torch, for the rest of the process.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class OnGpu(torch.Tensor):
         return run(func, args, kwargs or {})
 
 
-ACROSS = {"_to_copy", "copy_", "_copy_from", "_copy_from_and_resize"}
+ACROSS = {"_to_copy", "copy_"}
 """What may read one device and write another."""
 
 

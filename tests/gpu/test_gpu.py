@@ -1,6 +1,7 @@
-"""Tensors live where the weights live: every kind of model trains, resumes and answers on a device that is not the CPU.
+"""Tensors live where the weights live: models train, resume and answer on a device that is not the CPU.
 
-No GPU is needed: ``pretend_gpu`` makes one up that refuses what a GPU refuses. Kernels and NCCL remain untested by it.
+No GPU is needed: ``pretend_gpu`` makes one up that refuses tensors of two devices. It has no recurrent cells, and shows
+nothing of a GPU's kernels, streams or of NCCL.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ import gradatim.train.run_directory
 from gradatim.cli.main import main
 from gradatim.train import precision
 from gradatim.train.metrics import read_metrics
+from gradatim.train.run_directory import Run
 
 SMALL = [
     "--optimizer.warmup=1",
@@ -83,14 +84,26 @@ def story(name: str, folder: Path) -> dict[str, Any]:
 def compare(names: list[str], folder: Path) -> dict[str, str]:
     """By case: nothing where both devices say the same, or what they say."""
     answers = {}
+    refuses_two_devices()
     for where in (torch.device("cpu"), GPU):
         for module in (precision, gradatim.train.engine, gradatim.train.loop, gradatim.train.run_directory):
             module.device = partial(torch.device, where)  # type: ignore[attr-defined]
         place = folder / where.type
         place.mkdir()
         answers[where.type] = {name: story(name, place) for name in names}
+        for name in names:
+            assert {weight.device for weight in Run.open(place / name).network().parameters()} == {where}, name
     cpu, gpu = answers["cpu"], answers["gpu"]
     return {name: "" if alike(cpu[name], gpu[name]) else f"{cpu[name]} against {gpu[name]}" for name in names}
+
+
+def refuses_two_devices() -> None:
+    """Otherwise nothing here would show anything."""
+    try:
+        torch.ones(2, device=GPU) + torch.ones(2)
+    except RuntimeError:
+        return
+    raise AssertionError("the pretend GPU added a tensor of the CPU")
 
 
 def alike(one: dict[str, Any], other: dict[str, Any]) -> bool:

@@ -12,11 +12,10 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import torch
+from torch.distributed.pipelining import schedules as torch_schedules
 
 from gradatim.schedules import Action, build_schedule, peak_in_flight
-
-torch = pytest.importorskip("torch")
-from torch.distributed.pipelining import schedules as torch_schedules  # noqa: E402
 
 SINGLE: dict[str, Any] = {"gpipe": torch_schedules.ScheduleGPipe, "1f1b": torch_schedules.Schedule1F1B}
 MULTIPLE: dict[str, Any] = {

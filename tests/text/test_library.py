@@ -7,15 +7,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tokenizers
 import torch
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from gradatim.cli.main import main
+from gradatim.config.settings import GptConfig, RunConfig
+from gradatim.config.settings_task import TaskConfig
 from gradatim.decode.stream import TextStream
 from gradatim.errors import DataError
+from gradatim.text.feed import feed_of
 from gradatim.text.library import LibraryTokenizer
+from gradatim.text.prepare_task import Encoded, prepare_run
+from gradatim.text.task_rows import TaskRows
 from gradatim.text.tokenizer import Tokenizer, load_tokenizer
+from gradatim.train.run_directory import Run
 
 TEXT = ["the more i read, the more i learn. 1234 and 56, and i like it more than anything else."] * 3
 LLAMA3 = r"(?i:'s|'t|'re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+(?!\S)|\s+"
@@ -103,6 +111,37 @@ def test_what_opens_and_closes_a_text(path: Path) -> None:
     facts["post_processor"] = None
     path.write_text(json.dumps(facts))
     assert load_tokenizer(path).opening == ours.opening, "by its name where there is no template"
+
+
+def test_rows_of_a_task_begin_with_what_opens_a_text(path: Path) -> None:
+    ours = load_tokenizer(path)
+    config = RunConfig(model=GptConfig(), context=8, global_batch=1, task=TaskConfig(kind="classify"))
+    rows = TaskRows([Encoded((np.array(ours.encode("the more")),), 0)], ours, config, training=True)
+    row = rows.collate([0]).ids[0].tolist()
+    assert row[: row.index(ours.boundary) + 1] == [ours.opening, *ours.encode("the more"), ours.boundary]
+
+
+def test_training_reads_what_answering_will(path: Path, tmp_path: Path) -> None:
+    """Of counts that is the boundary, of networks the opening; documents end with the boundary for both."""
+    text = tmp_path / "text.txt"
+    text.write_text("the more i read\nthe more i learn\n" * 20, encoding="utf-8")
+    common = ["--data.train", str(text), "--data.valid", "", "--data.cache", str(tmp_path / "cache"),
+              "--data.document", "line", "--data.tokenizer.path", str(path)]  # fmt: skip
+    small = ["--steps", "1", "--context", "8", "--global_batch", "4", "--model.d_model", "8", "--model.n_layers", "1"]
+    for recipe, more in (
+        ("lstm", small),
+        ("gpt", [*small, "--model.n_heads", "2"]),
+        ("bigram", ["--model.discount_fallback", "true"]),
+    ):
+        folder = tmp_path / recipe
+        assert main(["train", recipe, "--run", str(folder), *common, *more]) == 0
+        run = Run.open(folder)
+        ours = run.tokenizer
+        assert (ours.opening == ours.boundary) == (recipe == "bigram")
+        if recipe != "bigram":
+            batch = feed_of(run.config, prepare_run(run.config)).batch(0)
+            assert ours.boundary in batch.targets and ours.opening not in batch.targets
+            assert ours.opening in batch.ids and ours.boundary not in batch.ids
 
 
 def test_what_follows_keeps_its_space_as_it_comes(path: Path) -> None:
