@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gradatim.models.layers import core
 from gradatim.parallel import collectives
 
 PERSISTENT = ("weights", "gradients", "optimizer")
@@ -244,13 +245,14 @@ def _done() -> Any:
 
 @contextlib.contextmanager
 def as_on_gpus() -> Iterator[None]:
-    """Have tensors of the CPU communicate as those of a GPU do, by the backend's collectives.
+    """Have tensors of the CPU communicate and attend as those of a GPU do.
 
-    On CPUs ranks exchange parts directly (``collectives``, ``shards``), which takes other messages and other memory.
+    On CPUs ranks exchange parts directly (``collectives``, ``shards``) and short attention runs in float32
+    (``models/layers/core``), which takes other messages and other memory.
     """
-    before = collectives.exchanges_directly
-    collectives.exchanges_directly = lambda x: False
+    directly, in_full = collectives.exchanges_directly, core.computed_in_full
+    collectives.exchanges_directly, core.computed_in_full = lambda x: False, lambda q, k: False
     try:
         yield
     finally:
-        collectives.exchanges_directly = before
+        collectives.exchanges_directly, core.computed_in_full = directly, in_full

@@ -1,6 +1,6 @@
 """Multi-head self-attention, softmax(q kᵀ / √head_dim) v per head (Vaswani et al., 2017).
 
-Query heads may share keys and values in groups (Ainslie et al., 2023). The products are PyTorch's fused ones.
+Query heads may share keys and values in groups (Ainslie et al., 2023).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gradatim.models.layers.cache import Cache
+from gradatim.models.layers.core import attend
 from gradatim.models.layers.linear import Linear
 from gradatim.models.layers.rotary import rotate
 
@@ -84,7 +85,4 @@ class SelfAttention(nn.Module):
     ) -> Float[Tensor, "b h t k"]:
         dropout = self.core_dropout if self.training else 0.0
         with self.core_random() if dropout else contextlib.nullcontext():
-            return F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, is_causal=self.causal and mask is None and q.shape[2] > 1,
-                dropout_p=dropout, enable_gqa=self.group > 1,
-            )  # fmt: skip
+            return attend(q, k, v, mask, causal=self.causal and mask is None and q.shape[2] > 1, dropout=dropout)

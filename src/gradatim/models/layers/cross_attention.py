@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from gradatim.models.layers.core import attend
 from gradatim.models.layers.linear import Linear
 
 
@@ -57,7 +58,7 @@ class CrossAttention(nn.Module):
         dropout = self.core_dropout if self.training else 0.0
         if show is None:
             with self.core_random() if dropout else contextlib.nullcontext():
-                y = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, dropout_p=dropout)
+                y = attend(q, keys, values, mask, dropout=dropout)
         else:
             weights = weights_of(q, keys, mask)  # n h (b/n t) s
             show.append(weights.transpose(1, 2).reshape(b, t, -1, keys.shape[2]).transpose(1, 2))
