@@ -6,14 +6,18 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from gradatim.models.layers import core
 from gradatim.models.layers.attention import SelfAttention
+from gradatim.models.layers.core import attend
 from gradatim.models.layers.dropout import drop_words, locked_dropout
 from gradatim.models.layers.feed_forward import FeedForward
 from gradatim.models.layers.init import Init, draw
 from gradatim.models.layers.norm import norm_layer
 from gradatim.models.layers.recurrence import Recurrence
 from gradatim.models.layers.rotary import rotary_table, rotate
+from gradatim.parallel.observe import as_on_gpus
 
 DOUBLE = torch.float64
 
@@ -183,3 +187,47 @@ def test_a_part_of_the_rows_is_drawn_as_within_the_whole(init):
         assert (draw(init, "x", (200, 3), seed=2) != whole).all()
     else:
         assert whole[:, 0].tolist() == [0.0] * 60 + [1.0] * 70 + [0.0] * 70
+
+
+class Kernels(TorchDispatchMode):
+    """Types in which the fused kernels of attention are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.types = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if "flash_attention" in str(func):
+            self.types.append(args[0].dtype)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize("masked", [False, True])
+def test_short_attention_in_half_precision_is_computed_in_float32_on_a_cpu(low, kv_heads, masked):
+    b, t, k = 2, 6, 8
+    q, key, value = (torch.randn(b, heads, t, k, dtype=low, requires_grad=True) for heads in (4, kv_heads, kv_heads))
+    mask = torch.ones(b, 1, 1, t, dtype=torch.bool) if masked else None
+    exact = [x.detach().float().requires_grad_() for x in (q, key, value)]
+    expected = attend(*exact, mask, causal=not masked)
+    expected.square().sum().backward()
+    with Kernels() as seen, torch.autocast("cpu", low):
+        y = attend(q, key, value, mask, causal=not masked)
+        y.float().square().sum().backward()
+    assert y.dtype == low and set(seen.types) == {torch.float32}
+    assert torch.equal(y, expected.to(low))
+    for given, same in zip((q, key, value), exact, strict=True):
+        assert given.grad.dtype == low
+        # The gradient that comes in was rounded, at 2^-8 or 2^-11 of its size.
+        torch.testing.assert_close(given.grad.float(), same.grad, rtol=0.02, atol=0.02)
+
+
+def test_long_attention_and_what_stands_for_a_gpu_stay_in_half_precision():
+    q = torch.randn(1, 1, core.SHORT, 8, dtype=torch.bfloat16)
+    with Kernels() as seen:
+        attend(q, q, q, None, causal=True)
+        attend(q[:, :, 1:], q[:, :, 1:], q[:, :, 1:], None, causal=True)
+        with as_on_gpus():
+            attend(q[:, :, 1:], q[:, :, 1:], q[:, :, 1:], None, causal=True)
+    assert seen.types == [torch.bfloat16, torch.float32, torch.bfloat16]
