@@ -14,12 +14,16 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 SHORT = 512
-"""Keys from which on half precision is as fast on a CPU."""
+"""Keys from which on half precision is as fast on such a CPU."""
+
+has_tiles = torch.cpu._is_amx_tile_supported()
+"""Whether this CPU multiplies tiles of bf16 (AMX)."""
 
 
 def computed_in_full(q: Tensor, k: Tensor) -> bool:
     """Whether a core of such queries and keys is computed in float32, though it was given half precision."""
-    return q.dtype in (torch.bfloat16, torch.float16) and q.device.type == "cpu" and k.shape[2] < SHORT
+    half = q.dtype in (torch.bfloat16, torch.float16)
+    return half and q.device.type == "cpu" and not has_tiles and k.shape[2] < SHORT
 
 
 def attend(
