@@ -57,6 +57,7 @@ def test_what_does_not_go_together(overrides: dict[str, str], what: str) -> None
         ({"data.target_language": "de"}, "no such language"),
         ({"data.split": "component"}, "brings its own"),
         ({"model.coverage": "true"}, "of decoders with attention"),
+        ({"model.summary_feeding": "true", "model.attention": "dot"}, "instead of one summary"),
         ({"model.d_model": "31"}, "half the width"),
         ({"layout.tp": "2"}, "one process"),
         ({"data.train": ""}, "no pairs to learn from"),

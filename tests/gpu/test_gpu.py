@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 def answer(script: str, *arguments: object) -> object:
     """What a script of this folder prints; a process of its own, as a device once made up stays in torch."""
     command = [sys.executable, str(HERE / script), *map(str, arguments)]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert ran.returncode == 0, ran.stderr[-3000:]
     return json.loads(ran.stdout.splitlines()[-1])
 

@@ -68,6 +68,24 @@ def test_luong_s_decoder_with_input_feeding_and_coverage_step_by_step():
             torch.testing.assert_close(whole[row, step], fed[0])
 
 
+def test_cho_s_decoder_sees_the_summary_of_the_source_at_every_step():
+    model = build("summary")
+    source, ids, _ = some_pairs("summary")
+    whole = model.read(source, ids)
+    for row in range(3):
+        _, layers = model.encode(alone(source, row))
+        summary = layers[-1][0][0]
+        state = [tuple(part for part in layer) for layer in layers]
+        for step in range(ids.shape[1]):
+            x = torch.cat([model.embed.tokens.weight[ids[row, step]], summary])[None]
+            for place, block in enumerate(model.blocks):
+                cell = nn.LSTMCell(x.shape[1], 16).double()
+                cell.load_state_dict(dict(block.named_parameters()))
+                state[place] = cell(x, state[place])
+                x = state[place][0]
+            torch.testing.assert_close(whole[row, step], model.combine(torch.cat([summary, x[0]])).tanh())
+
+
 def test_the_encoder_reads_each_source_in_both_directions_to_its_own_ends():
     model = build("additive")
     source, _, _ = some_pairs("additive")

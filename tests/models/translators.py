@@ -22,6 +22,7 @@ CONFIGS = {
     "reversed": Seq2SeqConfig(
         cell="gru", d_model=16, d_embedding=8, n_layers=2, bidirectional=False, reversed_source=True
     ),
+    "summary": Seq2SeqConfig(d_model=16, d_embedding=8, n_layers=2, summary_feeding=True),
     "additive": Seq2SeqConfig(
         cell="gru", d_model=16, n_layers=2, attention="additive", tied=False, label_smoothing=0.1
     ),

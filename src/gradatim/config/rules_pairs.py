@@ -218,6 +218,13 @@ def _recurrent(model: Seq2SeqConfig, rules: Rules) -> None:
             allowed="false, or model.attention additive, dot or general",
             attempt=f"--model.{field} false",
         )
+    rules.require(
+        model.attention == "none" or not model.summary_feeding,
+        "model.summary_feeding model.attention",
+        "with attention a step gets what it looks at instead of one summary",
+        allowed="false, or model.attention none",
+        attempt="--model.summary_feeding false",
+    )
 
 
 def _even(d_model: int, n_heads: int, rotary: bool, rules: Rules) -> None:

@@ -189,6 +189,8 @@ class Seq2SeqConfig:
     """How the decoder looks at the source: not at all, Bahdanau's v·tanh(W s + U h), Luong's s·h or s·W h."""
     input_feeding: bool = False
     """Hand the attentional vector of a step to the next one as input (Luong et al., 2015)."""
+    summary_feeding: bool = False
+    """Without attention: hand the source's summary to every step of the decoder and its output (Cho et al., 2014)."""
     coverage: bool = False
     """Let the score of a source position know how much attention it has had (Tu et al., 2016)."""
     dropout: float = 0.0

@@ -6,7 +6,9 @@
     attention a, context = align(s_i, h);  h̃_i = tanh(W_c [context; s_i])
     logits    from h̃_i (without attention: s_i)
 
-Encoder and decoder: Sutskever et al. 2014, Cho et al. 2014. Attention: Bahdanau et al. 2015, Luong et al. 2015.
+Encoder and decoder: Sutskever et al. 2014, Cho et al. 2014. Attention: Bahdanau et al. 2015, Luong et al. 2015. Between
+them stands summary feeding (Cho et al. 2014): s_0 of the last layer takes the context's and h̃_{i-1}'s place in every
+step, so that the decoder need not carry the source along.
 
 The state of a step asks (Luong's order). Training feeds the true target words (teacher forcing). With input feeding or
 coverage, each step depends on the one before beyond the recurrence, so the steps are taken one by one; without, the
@@ -47,7 +49,7 @@ class Seq2SeqState:
     memory: Memory
     """Keys and encoder output ``[n s d]``; nothing without attention."""
     fed: Float[Tensor, "b d"] | None = None
-    """The last attentional vector, where it is fed as input."""
+    """The last attentional vector, or the summary of the source, where that is fed as input."""
     coverage: Float[Tensor, "b s"] | None = None
     """Attention each source position has had."""
     shows: bool = False
@@ -103,11 +105,11 @@ class Seq2Seq(Translator):
         parts = 2 if config.cell == "lstm" else 1
         self.bridge = nn.ModuleList(nn.ModuleList(nn.Linear(d, d) for _ in range(parts)) for _ in range(layers))
         self.embed = Embedding(vocab_size, width)
-        into = width + (d if config.input_feeding else 0)
+        into = width + (d if config.input_feeding or config.summary_feeding else 0)
         self.blocks = nn.ModuleList(Recurrence(config.cell, d if layer else into, d) for layer in range(layers))
         attends = config.attention != "none"
         self.alignment = Alignment(config.attention, d, config.coverage) if attends else None
-        self.combine = nn.Linear(2 * d, d, bias=False) if attends else None
+        self.combine = nn.Linear(2 * d, d, bias=False) if attends or config.summary_feeding else None
         projection = nn.Linear(d, width, bias=False) if config.tied and width != d else None
         weight = self.embed.tokens.weight if config.tied else nn.Parameter(torch.empty(vocab_size, d))
         self.head = Head(Output(weight, vocab_size, bias=True), projection=projection)
@@ -160,7 +162,8 @@ class Seq2Seq(Translator):
         encoded, layers = self.encode(source)
         real = real_positions(source)
         if self.alignment is None:
-            return Seq2SeqState(layers, Memory((), real), shows=attention)
+            summary = layers[-1][0] if self.config.summary_feeding else None
+            return Seq2SeqState(layers, Memory((), real), summary, shows=attention)
         memory = Memory((self.alignment.keys(encoded), encoded), real)
         fed = encoded.new_zeros(len(real), self.config.d_model) if self.config.input_feeding else None
         covered = encoded.new_zeros(real.shape) if self.config.coverage else None
@@ -175,11 +178,11 @@ class Seq2Seq(Translator):
     def hidden(
         self, ids: Int[Tensor, "b t"], state: Seq2SeqState | None = None
     ) -> tuple[Float[Tensor, "b t d"], Seq2SeqState]:
-        """Attentional vectors (without attention: the last layer's states), and the state after the last token."""
+        """Attentional vectors (without attention or summary: the last layer's states), and the state after the last token."""
         if state is None:
             raise ValueError("a translator starts from source sentences: start(batch, source)")
         x = self._drop(self.embed(ids))
-        if state.fed is None and state.coverage is None:
+        if self.alignment is None or (state.fed is None and state.coverage is None):
             y, weights, state = self._step(x, state)
         else:
             found = []
@@ -195,21 +198,25 @@ class Seq2Seq(Translator):
         self, x: Float[Tensor, "b t e"], state: Seq2SeqState
     ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b t s"] | None, Seq2SeqState]:
         """Some tokens whose input is known: all there are, or one that the attentional vector before it goes with."""
-        if state.fed is not None:
-            x = torch.cat([x, state.fed[:, None]], 2)
+        fed = None if state.fed is None else state.fed[:, None].expand(-1, x.shape[1], -1)
+        if fed is not None:
+            x = torch.cat([x, fed], 2)
         after = []
         for index, (block, before) in enumerate(zip(self.blocks, state.layers, strict=True)):
             x, layer = block(x if index == 0 else self._drop(x), before)
             after.append(layer)
         state = replace(state, layers=tuple(after))
-        if self.alignment is None or self.combine is None:
+        if self.combine is None:
             return x, None, state
+        if self.alignment is None:
+            assert fed is not None  # the summary
+            return self.combine(torch.cat([fed, x], 2)).tanh(), None, state
         keys, encoded = state.memory.tensors
         context, weights = self.alignment(x, keys, encoded, state.memory.real, state.coverage)
         y = self.combine(torch.cat([context, x], 2)).tanh()
-        fed = None if state.fed is None else y[:, -1]
+        last = None if fed is None else y[:, -1]
         covered = None if state.coverage is None else state.coverage + weights.sum(1)
-        return y, weights, replace(state, fed=fed, coverage=covered)
+        return y, weights, replace(state, fed=last, coverage=covered)
 
     def _drop(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
         return F.dropout(x, self.config.dropout, self.training) if self.config.dropout else x

@@ -30,7 +30,7 @@ def parameters(config: Seq2SeqConfig, vocab_size: int, source_vocab_size: int | 
         for part in range(2 if config.cell == "lstm" else 1):
             found += linear(f"bridge.{layer}.{part}", d, d, REPLICATED, bias=True)
     found.append(ParameterShape("embed.tokens.weight", (vocab_size, width), VOCAB))
-    into = width + (d if config.input_feeding else 0)
+    into = width + (d if config.input_feeding or config.summary_feeding else 0)
     for layer in range(config.n_layers):
         found += _recurrence(gates * d, d if layer else into, d, f"blocks.{layer}.")
     found += _alignment(config)
@@ -44,8 +44,9 @@ def parameters(config: Seq2SeqConfig, vocab_size: int, source_vocab_size: int | 
 
 def _alignment(config: Seq2SeqConfig) -> list[ParameterShape]:
     d, additive = config.d_model, config.attention == "additive"
+    combine = ParameterShape("combine.weight", (d, 2 * d))
     if config.attention == "none":
-        return []
+        return [combine] if config.summary_feeding else []
     found = [ParameterShape("alignment.score", (d,))] if additive else []
     if config.coverage:
         found.append(ParameterShape("alignment.covered", (d if additive else 1,)))
@@ -53,7 +54,7 @@ def _alignment(config: Seq2SeqConfig) -> list[ParameterShape]:
         found += linear("alignment.query", d, d, REPLICATED, bias=False)
     if config.attention != "dot":
         found += linear("alignment.key", d, d, REPLICATED, bias=additive)
-    return [*found, ParameterShape("combine.weight", (d, 2 * d))]
+    return [*found, combine]
 
 
 def matmuls(config: Seq2SeqConfig, vocab_size: int, context: int) -> list[Matmul]:
@@ -61,7 +62,7 @@ def matmuls(config: Seq2SeqConfig, vocab_size: int, context: int) -> list[Matmul
     d, width, gates, layers = config.d_model, config.d_embedding or config.d_model, GATES[config.cell], config.n_layers
     half = d // 2 if config.bidirectional else d
     directions = 2 if config.bidirectional else 1
-    into = width + (d if config.input_feeding else 0)
+    into = width + (d if config.input_feeding or config.summary_feeding else 0)
     attends, projects = config.attention != "none", config.tied and width != d
     found = [
         Matmul("encoder.input", gates * half, width, directions),
@@ -82,8 +83,9 @@ def matmuls(config: Seq2SeqConfig, vocab_size: int, context: int) -> list[Matmul
         found += [
             Matmul("attention.scores", context, d),
             Matmul("attention.values", d, context),
-            Matmul("combine", d, 2 * d),
         ]
+    if attends or config.summary_feeding:
+        found.append(Matmul("combine", d, 2 * d))
     if projects:
         found.append(Matmul("head.projection", width, d))
     return [*found, Matmul("head.output", vocab_size, width if projects else d)]
