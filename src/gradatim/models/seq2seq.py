@@ -178,7 +178,7 @@ class Seq2Seq(Translator):
     def hidden(
         self, ids: Int[Tensor, "b t"], state: Seq2SeqState | None = None
     ) -> tuple[Float[Tensor, "b t d"], Seq2SeqState]:
-        """Attentional vectors (without attention or summary: the last layer's states), and the state after the last token."""
+        """Attentional vectors (without attention or summary: the last layer's states), and the state behind them."""
         if state is None:
             raise ValueError("a translator starts from source sentences: start(batch, source)")
         x = self._drop(self.embed(ids))
