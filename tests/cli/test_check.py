@@ -98,3 +98,11 @@ def test_help_shows_recipes_and_every_field(capsys: pytest.CaptureFixture[str]) 
     assert "Peak learning rate. [0.0003]" in text
     assert "llama3-8b" in text
     assert "--override" not in text
+
+
+def test_files_that_are_not_here_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    there = tmp_path / "a.txt"
+    there.write_text("text\n")
+    names = f"{there},{tmp_path}/*.txt,python-manual,nowhere.txt"
+    assert main(["check", "gpt", "--data.train", names, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["notes"] == ["data.train: there is no nowhere.txt here"]

@@ -101,6 +101,54 @@ def test_a_picture_of_many_tokens_says_what_it_leaves_out(
     assert (tmp_path / "a.png").stat().st_size > 1000
 
 
+def test_alignments_are_those_of_the_lines(runs: Path, tmp_path: Path, capsys: Any) -> None:
+    file, links, weights, page = (tmp_path / name for name in ("text.fr", "links.txt", "weights.json", "page.html"))
+    file.write_text("je suis étudiant\n\nelle est inconnue\n")
+    for path in (links, weights, page):
+        answer(capsys, "translate", runs / "attention", file, "--attention", path, "--max-new", 4)
+    lines = links.read_text().split("\n")
+    assert len(lines) == 4 and lines[0] and not lines[1] and lines[2] and not lines[3]
+    first, second, third = json.loads(weights.read_text())
+    assert first["source"][:3] == ["je", "suis", "étudiant"] and second is None
+    assert third["source"][:3] == ["elle", "est", "‹inconnue›"]
+    assert "<h2>je suis étudiant" in page.read_text() and "<h2>elle est inconnue" in page.read_text()
+
+
+def test_a_given_translation_has_its_log_probability_and_its_unknown_words_told(
+    runs: Path, tmp_path: Path, capsys: Any
+) -> None:
+    source, target, weights = tmp_path / "a.fr", tmp_path / "a.en", tmp_path / "weights.json"
+    source.write_text("je suis étudiant\nje suis étudiant\n")
+    target.write_text("I am a student\nI am a zebra\n")
+    out, err = answer(capsys, "translate", runs / "attention", source, "--forced", target, "--attention", weights)
+    rows = [line.split("\t") for line in out.splitlines()]
+    assert [text for _, text in rows] == ["I am a student", "I am a zebra"] and all(
+        float(value) < 0 for value, _ in rows
+    )
+    assert "1 word of the given translations never seen in training, read as unknown: zebra\n" in err
+    assert json.loads(weights.read_text())[1]["target"][:4] == ["I", "am", "a", "‹zebra›"]
+
+
+def test_a_checkpoint_is_not_chosen_beside_a_mean(runs: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    for verb in ("translate", "evaluate"):
+        _, err = answer(capsys, verb, runs / "attention", "--average", 2, "--checkpoint", "best", code=2)
+        assert "--checkpoint --average" in err and "one of the two" in err
+    given(monkeypatch, "je suis étudiant\n")
+    _, err = answer(capsys, "translate", runs / "attention", "--checkpoint", 7, code=4)
+    assert "there is no such checkpoint" in err and "one of 3" in err
+
+
+def test_a_comparison_looks_at_all_runs_before_it_judges_one(
+    runs: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    def judged(*_: object, **__: object) -> None:
+        raise AssertionError("a run was judged")
+
+    monkeypatch.setattr("gradatim.evaluate.translation.evaluate_pairs", judged)
+    (tmp_path / "empty").mkdir()
+    answer(capsys, "evaluate", runs / "attention", tmp_path / "empty", "--compare", code=4)
+
+
 def test_labels_of_a_picture_show_where_words_begin() -> None:
     tokens = ["L", "'", "accord", " z", "one", " ", "$", "1", "9", ".", "<|endoftext|>"]
     pieces = ["L", "'", "accord", "z", "·one", "␣", r"\$", "1", "·9", ".", "(end)"]

@@ -56,6 +56,8 @@ def test_what_does_not_go_together(overrides: dict[str, str], what: str) -> None
         ({"data.train": "pairs.tsv", "data.columns": "en,es"}, "not of these languages"),
         ({"data.target_language": "de"}, "no such language"),
         ({"data.split": "component"}, "brings its own"),
+        ({"data.train": "", "data.train_source": "a.de", "data.train_target": "a.en"}, "does not hold fr"),
+        ({"data.train": "", "data.train_source": "a.en", "data.train_target": "a.fr"}, "holds the other language"),
         ({"model.coverage": "true"}, "of decoders with attention"),
         ({"model.summary_feeding": "true", "model.attention": "dot"}, "instead of one summary"),
         ({"model.d_model": "31"}, "half the width"),

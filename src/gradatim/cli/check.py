@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import click
@@ -19,7 +20,7 @@ from gradatim.cli.starting import source_model
 from gradatim.config import config_to_yaml, load
 from gradatim.config.derived import world_size
 from gradatim.config.grid import rank_map
-from gradatim.config.settings import RunConfig
+from gradatim.config.settings import DataConfig, RunConfig
 from gradatim.errors import ConfigError, Problem
 
 
@@ -43,13 +44,25 @@ def command(ctx: click.Context, recipe: str, nproc: str | None, overrides: dict[
         document: dict[str, Any] = {"ok": False, "problems": [p.as_json() for p in problems]}
         emit(document, as_json, lambda: show_problems(problems, exit_code=2, as_json=False))
         ctx.exit(ConfigError.exit_code)
-    notes = [*loaded.notes, *loaded.idle]
+    notes = [*loaded.notes, *loaded.idle, *_absent(config.data)]
     document = {"ok": True, **({"notes": notes} if notes else {})}
     if loaded.auto is not None:
         document |= {"layout": asdict(config.layout), "why": said[0]}
     for line in () if as_json else (*said, *(f"note: {note}" for note in notes)):
         say(line)
     emit(document, as_json, lambda: _recipe(recipe, config))
+
+
+def _absent(data: DataConfig) -> list[str]:
+    """Files that a recipe names and that are not here, which may be no mistake: it can be run elsewhere."""
+    fields = [f"{split}{side}" for split in ("train", "valid", "test") for side in ("", "_source", "_target")]
+    named = [(field, name) for field in fields for name in getattr(data, field)]
+    return [
+        f"data.{field}: there is no {name} here"
+        for field, name in named
+        if ("/" in name or Path(name).suffix) and not name.startswith("hf:")
+        and not any(mark in name for mark in "*?[") and not Path(name).exists()
+    ]  # fmt: skip
 
 
 def _recipe(name: str, config: RunConfig) -> str:

@@ -46,7 +46,7 @@ def command(
     length_penalty: float, compare: bool, checkpoint: str, average: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Judge the model of RUN: each token once, the end of each document included; of a BERT, blanks and pairs."""
-    from gradatim.cli.runs import find_run
+    from gradatim.cli.runs import find_run, refuse_choice_and_mean
     from gradatim.config.rules_pairs import is_pairs
     from gradatim.evaluate.perplexity import evaluate_file, evaluate_tokens
 
@@ -64,6 +64,7 @@ def command(
         )
     if problems:
         raise ConfigError(*problems)
+    refuse_choice_and_mean(average)
     opened = find_run(runs[0], checkpoint)
     if compare or is_pairs(opened.config.data):
         if text is not None or stride is not None:
@@ -194,15 +195,17 @@ def _translators(
 
     found: list[tuple[Path, TranslationEvaluation, list[str]]] = []
     pairs: list[Pair] = []
-    lowercase = False
-    for run in runs:
-        opened, translating = open_translator(run, checkpoint, average)
-        own = _pairs(opened, source, target)
+    every = [(run, *open_translator(run, checkpoint, average)) for run in runs]
+    for run, opened, _ in every:  # what is wrong with one is said before another is judged for minutes
+        own = _pairs(opened, source, target, quiet=bool(pairs))
         if pairs and own != pairs:
             raise DataError(Problem(where=str(run), what="this run is judged on other pairs than the first",
                                     got=f"{len(own):,} pairs", allowed=f"the {len(pairs):,} pairs of {runs[0]}",
                                     attempt="--source FILE --target FILE"))  # fmt: skip
-        pairs, lowercase = own, lowercase or translating.tokenizer.lowercase
+        pairs = own
+    lowercase = False
+    for run, opened, translating in every:
+        lowercase = lowercase or translating.tokenizer.lowercase
         tokenised = opened.config.data.tokenised
         note = remark([pair[1] for pair in pairs], tokenised)
         if note and not found:
@@ -227,7 +230,7 @@ def _translators(
     emit(document, as_json, lambda: _several(document))
 
 
-def _pairs(run: Run, source: str | None, target: str | None) -> list[Pair]:
+def _pairs(run: Run, source: str | None, target: str | None, quiet: bool = False) -> list[Pair]:
     """What to judge on: the files given, or the run's test pairs, or its validation pairs."""
     from dataclasses import replace
 
@@ -240,9 +243,10 @@ def _pairs(run: Run, source: str | None, target: str | None) -> list[Pair]:
     for split in ("test", "valid"):
         found = read_pairs(data, split, tally)
         if found:
-            say(f"on {len(found):,} pairs" + ("" if source else f" of the run's {split} part"))
-            for what, count in tally.dropped.items():
-                say(f"{what}: {count:,}")
+            if not quiet:
+                say(f"on {len(found):,} pairs" + ("" if source else f" of the run's {split} part"))
+                for what, count in tally.dropped.items():
+                    say(f"{what}: {count:,}")
             return found
     if source is not None:
         raise DataError(Problem(where=f"{source} and {target}", what="there are no pairs",

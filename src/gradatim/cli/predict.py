@@ -33,8 +33,9 @@ def command(run: Path, file: str, checkpoint: str, average: int, as_json: bool) 
     of standard input, each line is a row, with tabs between its texts: text and second text, question and passage,
     prompt and choices.
     """
-    from gradatim.cli.runs import find_run, open_tuned
+    from gradatim.cli.runs import find_run, open_tuned, refuse_choice_and_mean
 
+    refuse_choice_and_mean(average)
     opened = find_run(run, checkpoint)
     tuned = open_tuned(opened, checkpoint, average)
     found = _examples(file, opened.config)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
+from click.core import ParameterSource
+
 from gradatim.cli.output import say
 from gradatim.config.rules_pairs import is_pairs
 from gradatim.errors import ConfigError, Problem
@@ -55,6 +58,24 @@ def find_run(directory: Path, checkpoint: str = "best") -> Run:
     from gradatim.train import Run
 
     return Run.open(directory)
+
+
+def refuse_choice_and_mean(average: int) -> None:
+    """``--average`` takes the newest checkpoints, whichever ``--checkpoint`` names.
+
+    Raises:
+        ConfigError: the command line says both.
+    """
+    said = click.get_current_context().get_parameter_source("checkpoint")
+    if average > 1 and said is ParameterSource.COMMANDLINE:
+        raise ConfigError(
+            Problem(
+                where="--checkpoint --average",
+                what="a mean is of the newest checkpoints, and does not start from one",
+                allowed="one of the two",
+                attempt="leave out --checkpoint",
+            )
+        )
 
 
 def open_translator(directory: Path, checkpoint: str = "best", average: int = 1) -> tuple[Run, Translating]:

@@ -37,7 +37,9 @@ FORMATS = (".png", ".svg", ".html", ".json", ".txt", ".pharaoh")
     help="Write where the model looked: .png, .svg, .html, .json, or .txt (Pharaoh pairs of words).",
 )  # fmt: skip
 @click.option(
-    "--forced", metavar="FILE", help="Translations to read instead of writing some: their probability and attention."
+    "--forced",
+    metavar="FILE",
+    help="Translations to read instead of writing some: the log-probability of each, a tab and the text come back.",
 )
 @click.option("--checkpoint", default="best", show_default=True, help="best, last, or a step.")
 @click.option("--average", type=click.IntRange(min=1), default=1, show_default=True, help="Mean of the newest so many.")
@@ -70,9 +72,10 @@ def command(
     if problems:
         raise ConfigError(*problems)
 
-    from gradatim.cli.runs import open_translator
+    from gradatim.cli.runs import open_translator, refuse_choice_and_mean
     from gradatim.decode.translate import align, translate
 
+    refuse_choice_and_mean(average)
     opened, translating = open_translator(run, checkpoint, average)
     sentences = _lines(file)
     shows = picture is not None or as_json
@@ -97,9 +100,9 @@ def command(
         from gradatim.report.attention import write
 
         words = translating.tokenizer.token_bytes(translating.tokenizer.boundary) is None
-        for note in write(picture, [each for each in looked if each is not None], words):
+        for note in write(picture, looked, words):
             say(note)
-    emit(_document(found, looked), as_json, lambda: _text(found, n_best))
+    emit(_document(found, looked), as_json, lambda: _forced(found) if forced is not None else _text(found, n_best))
 
 
 def _lines(name: str) -> list[str]:
@@ -169,19 +172,25 @@ def report(found: list[Translated], translating: Translating) -> None:
             f"{sum(each.cut for each in cut):,} tokens were not read"
         )
     if unknown:
-        _name_unknown(found, unknown, translating.source_tokenizer)
+        _name_unknown([each.source for each in found if each.unknown], unknown, translating.source_tokenizer)
+    if given := sum(each.unknown_given for each in found):
+        texts = [each.translations[0].text for each in found if each.unknown_given]
+        _name_unknown(texts, given, translating.tokenizer, "of the given translations ")
     if unended:
         say(f"{_many(unended, 'translation')} reached the limit of length unfinished")
     if empty:
         say(f"{_many(empty, 'empty line')}, left empty")
 
 
-def _name_unknown(found: list[Translated], unknown: int, tokenizer: Tokenizer) -> None:
-    names = list(dict.fromkeys(piece for each in found if each.unknown for piece in tokenizer.unseen(each.source)))
+def _name_unknown(texts: list[str], unknown: int, tokenizer: Tokenizer, whose: str = "") -> None:
+    names = list(dict.fromkeys(piece for text in texts for piece in tokenizer.unseen(text)))
     some = [f"{name[:EXAMPLE]}…" if len(name) > EXAMPLE else name for name in names[:EXAMPLES]]
     some += ["…"] if len(names) > EXAMPLES else []
     noun = "character" if tokenizer.kind == "char" else "word"
-    say(f"{_many(unknown, noun)} never seen in training, read as unknown" + (f": {', '.join(some)}" if some else ""))
+    say(
+        f"{_many(unknown, noun)} {whose}never seen in training, read as unknown"
+        + (f": {', '.join(some)}" if some else "")
+    )
 
 
 def _many(number: int, noun: str) -> str:
@@ -195,12 +204,25 @@ def _looked(each: Translated, translating: Translating) -> Looked | None:
         return None
     best = each.translations[0]
     assert best.attention is not None
+    given = best.text if each.unknown_given else ""  # a word that the model itself calls unknown has no other name
     return Looked(
-        [translating.source_tokenizer.token_text(token) for token in each.source_tokens],
-        [translating.tokenizer.token_text(token) for token in best.tokens],
+        _named(each.source_tokens, each.source, translating.source_tokenizer),
+        _named(best.tokens, given, translating.tokenizer),
         translating.model.attention_names,
         best.attention.double().cpu().numpy(),
+        each.source,
+        each.cut,
     )
+
+
+def _named(tokens: list[int], text: str, tokenizer: Tokenizer) -> list[str]:
+    """Tokens as text, those that stand for unknown words as ‹word›."""
+    words = iter(tokenizer.unseen(text))
+    return [
+        f"‹{word}›" if token == tokenizer.unknown and (word := next(words, None)) is not None
+        else tokenizer.token_text(token)
+        for token in tokens
+    ]  # fmt: skip
 
 
 def _document(found: list[Translated], looked: list[Looked | None]) -> list[dict[str, Any]]:
@@ -215,6 +237,11 @@ def _document(found: list[Translated], looked: list[Looked | None]) -> list[dict
         row |= {"source_tokens_cut": each.cut, "unknown": each.unknown}
         document.append(row)
     return document
+
+
+def _forced(found: list[Translated]) -> str:
+    """A line a pair: the log-probability of the given translation, and the translation."""
+    return "\n".join(f"{t.log_probability:.3f}\t{t.text}" for each in found for t in each.translations)
 
 
 def _text(found: list[Translated], n_best: int) -> str:

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from gradatim.config.rules import Rules
 
 TRANSLATORS = (TranslateLmConfig, Seq2SeqConfig, TransformerConfig)
+CODES = (
+    "ar bg bn ca cs da de el en es et eu fa fi fr ga gl he hi hr hu hy id is it ja ka kk ko lt lv mk mn ms nl no pl pt "
+    "ro ru sk sl sq sr sv sw ta th tr uk ur uz vi zh"
+)
+"""Codes (ISO 639-1) that files of aligned sentences end with."""
 PAIR_CORPORA = {"phrasebook": ("fr", "en")}
 """Embedded pairs and the languages they have; they bring validation and test parts."""
 SPLITS = ("train", "valid", "test")
@@ -93,6 +98,12 @@ def pairs(config: RunConfig, rules: Rules) -> None:
         _even(config.model.d_model, config.model.n_heads, True, rules)
 
 
+def _ending(name: str) -> str | None:
+    """The language that a file's ending names, of those often translated."""
+    ending = name.rpartition(".")[2]
+    return ending if "." in name and ending in CODES.split() else None
+
+
 def _files(data: DataConfig, rules: Rules) -> None:
     for split in SPLITS:
         sources, targets = getattr(data, f"{split}_source"), getattr(data, f"{split}_target")
@@ -117,7 +128,17 @@ def _files(data: DataConfig, rules: Rules) -> None:
                 not crossed,
                 f"data.{split}_{side} data.{side}_language",
                 "by its ending this file holds the other language",
-                allowed=f"a file of {own}, or the other direction: exchange source and target everywhere",
+                allowed=f"a file of {own}, or the other direction",
+                attempt=f"--data.source_language {data.target_language} --data.target_language "
+                f"{data.source_language}, with sources and targets exchanged",
+            )
+            foreign = [name for name in names if own and _ending(name) not in (None, own, other)]
+            rules.require(
+                not foreign,
+                f"data.{split}_{side} data.{side}_language",
+                f"by its ending this file does not hold {own}",
+                allowed=f"a file of {own}, or another language",
+                attempt=f"--data.{side}_language {_ending(foreign[0]) if foreign else own}",
             )
     rules.require(
         bool(data.train or data.train_source),

@@ -54,6 +54,8 @@ class Translated:
     unknown: int
     """Tokens that stand for words outside the vocabulary."""
     translations: list[Translation]
+    unknown_given: int = 0
+    """The same of a translation that was given (``align``)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -181,5 +183,8 @@ def align(translating: Translating, source: str, target: str) -> Translated:
     found, state = model.log_prob(read, torch.tensor([tokens], device=where), state)
     shown = getattr(state, "attention", None)
     given = Translation(target, float(found.double().sum()), tokens, True, None if shown is None else shown[0])
-    unknown = translating.source_tokenizer.unknown
-    return Translated(source, ids.tolist(), cut, 0 if unknown is None else ids.tolist().count(unknown), [given])
+    unknown, strange = translating.source_tokenizer.unknown, tokenizer.unknown
+    return Translated(
+        source, ids.tolist(), cut, 0 if unknown is None else ids.tolist().count(unknown), [given],
+        0 if strange is None else tokens.count(strange),
+    )  # fmt: skip

@@ -45,6 +45,10 @@ class Looked:
     """Of each attention."""
     weights: NDArray[np.float64]
     """``[names t s]``."""
+    sentence: str = ""
+    """The source as it was given."""
+    cut: int = 0
+    """Tokens of the source that were not read, and are not here."""
 
     @property
     def mean(self) -> NDArray[np.float64]:
@@ -85,26 +89,30 @@ def words_of(tokens: Sequence[str], whole_words: bool) -> list[list[int]]:
     return found
 
 
-def write(path: Path, looked: Sequence[Looked], whole_words: bool) -> list[str]:
+def write(path: Path, looked: Sequence[Looked | None], whole_words: bool) -> list[str]:
     """Write the attention of some translations in the format that the path's ending names; what is to be said of it.
 
-    ``.png`` and ``.svg`` show one translation, the others any number.
+    ``.png`` and ``.svg`` show one translation, the others any number. Where a sentence was empty (None) a ``.json`` has
+    null and a ``.txt`` an empty line, so that entries and lines are those of the sentences.
     """
     kind, notes = path.suffix.lower(), []
-    longest = max((max(len(each.source), len(each.target)) for each in looked), default=0)
+    there = [each for each in looked if each is not None]
+    longest = max((max(len(each.source), len(each.target)) for each in there), default=0)
     if kind in (".png", ".svg", ".html") and longest > LABELLED:
         notes.append(
             f"{path}: {longest} tokens on a side are too many to label each ({LABELLED} at most): some are left "
             "unlabelled; a .json holds them all"
         )
     if kind == ".json":
-        path.write_text(json.dumps([each.as_json(heads=True) for each in looked], ensure_ascii=False) + "\n", "utf-8")
+        rows = [None if each is None else each.as_json(heads=True) for each in looked]
+        path.write_text(json.dumps(rows, ensure_ascii=False) + "\n", "utf-8")
     elif kind in (".txt", ".pharaoh"):
-        path.write_text("".join(each.pharaoh(whole_words) + "\n" for each in looked), "utf-8")
+        lines = ["" if each is None else each.pharaoh(whole_words) for each in looked]
+        path.write_text("".join(f"{line}\n" for line in lines), "utf-8")
     elif kind == ".html":
-        path.write_text(attention_page(looked, whole_words), "utf-8")
+        path.write_text(attention_page(there, whole_words), "utf-8")
     else:
-        path.write_bytes(draw(looked[0], kind[1:], whole_words))
+        path.write_bytes(draw(there[0], kind[1:], whole_words))
     return notes
 
 
@@ -129,14 +137,18 @@ def draw(looked: Looked, kind: str, whole_words: bool) -> bytes:
         axes.tick_params(axis="x", rotation=60)
         for label in axes.get_xticklabels():
             label.set_horizontalalignment("left")
+        notes = [f"{looked.cut:,} further tokens of the source were not read"] if looked.cut else []
         if several:
-            axes.set_xlabel(f"mean of {len(looked.names)} heads; below, each head and its largest weight")
+            notes.append(f"mean of {len(looked.names)} heads; below, each layer and head (L, H) and its largest weight")
+        axes.set_xlabel("\n".join(notes))
+        if several:
             for place, (name, table) in enumerate(zip(looked.names, looked.weights, strict=True)):
                 small = figure.add_subplot(grid[1 + place // HEADS_ACROSS, place % HEADS_ACROSS])
                 _map(small, table)
                 small.set_xticks([])
                 small.set_yticks([])
-                small.set_title(f"{name}: {table.max():.2f}", fontsize=8)
+                short = name.replace("layer ", "L").replace("head ", "H")  # long names would meet over narrow maps
+                small.set_title(f"{short}: {table.max():.2f}", fontsize=7)
         buffer = io.BytesIO()
         facts = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
         figure.savefig(buffer, format=kind, dpi=110, metadata=facts)
@@ -168,7 +180,7 @@ def attention_page(looked: Sequence[Looked], whole_words: bool) -> str:
     sections = []
     for each in looked:
         drawing = draw(each, "svg", whole_words).decode("utf-8")
-        text = " ".join("".join(each.source[:-1]).split())
+        text = " ".join(each.sentence.split())
         caption = "Rows: tokens of the translation. Columns: tokens of the source. Darker: more weight."
         if not whole_words:
             caption += " A dot before a token: it goes on with the word."

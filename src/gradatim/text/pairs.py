@@ -129,7 +129,8 @@ def _tabs(path: Path, columns: tuple[str, ...], languages: Pair, tally: Tally) -
     if not set(languages) <= set(columns):
         raise DataError(Problem(where=str(path), what="this table does not say which language its columns hold",
                                 allowed=f"data.columns with {' and '.join(languages)}",
-                                attempt=f"--data.columns {','.join(languages)}"))  # fmt: skip
+                                attempt=f"--data.columns {','.join(languages)}, or for one language a file "
+                                "--data.train_source FILE --data.train_target FILE"))  # fmt: skip
     places = [columns.index(language) for language in languages]
     with path.open("rb") as file:
         refuse_binary(path, file)
@@ -139,7 +140,8 @@ def _tabs(path: Path, columns: tuple[str, ...], languages: Pair, tally: Tally) -
                 if line.strip():
                     raise DataError(Problem(where=f"{path}:{number}", what="this line lacks a column",
                                             got=f"{len(cells)} columns", allowed=f"{max(places) + 1} or more",
-                                            attempt="columns are separated by tabs"))  # fmt: skip
+                                            attempt="columns are separated by tabs; one language a file is named by "
+                                            "data.train_source and data.train_target"))  # fmt: skip
                 tally.dropped["empty pairs"] += 1
                 continue
             yield cells[places[0]], cells[places[1]]

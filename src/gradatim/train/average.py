@@ -31,7 +31,7 @@ def averaged(checkpoints: Path, count: int) -> dict[str, Tensor]:
                 what="the run has not kept so many checkpoints",
                 got=str(count),
                 allowed=f"1 to {len(folders)}",
-                attempt=f"train with --checkpoint.keep {count}",
+                attempt=f"train with --checkpoint.keep {count}, and --checkpoint.every so that as many are written",
             )
         )
     total: dict[str, Tensor] = {}

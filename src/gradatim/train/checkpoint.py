@@ -298,7 +298,9 @@ def open_checkpoint(folder: Path, share: slice = slice(None)) -> Checkpoint:
         CheckpointError: saying which file or tensor is wrong, with expected and actual value.
     """
     if not folder.is_dir():
-        raise refuse(folder, "there is no such checkpoint", attempt="see which steps lie beside it")
+        there = [int(match[1]) for each in list_checkpoints(folder.parent) if (match := _STEP_FOLDER.match(each.name))]
+        steps = f"one of {', '.join(map(str, sorted(there)))}" if there else ""
+        raise refuse(folder, "there is no such checkpoint", allowed=steps, attempt="--checkpoint last")
     manifest = read_manifest(folder)
     for file in manifest.files[share]:
         _verify_file(folder / file.name, file)
