@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import resource
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,7 @@ RUNGS = {
     "transformer-de-en": Rung("Transformer", "multi30k_transformer.yaml", "de", "en", 33.0, average=5),
     "transformer-en-fr": Rung("Transformer-Tiny", "multi30k_transformer.yaml", "en", "fr", 55.0, average=5),
     "attention-fr-en": Rung("+ attention", "multi30k_attention.yaml", "fr", "en", 45.0),
-    "fra-eng": Rung("Transformer-Tiny", "fra_eng_transformer.yaml", "en", "fr", None, average=5),
+    "fra-eng": Rung("Transformer-Tiny, fra-eng", "fra_eng_transformer.yaml", "en", "fr", None, average=5),
 }
 """Language pairs with German read ``multi30k``, others ``multi30k-tok-lc``."""
 
@@ -67,6 +68,18 @@ def pairs_of(rung: Rung, data: Path, folder: Path) -> list[str]:
                 path = data / "multi30k-tok-lc" / f"{name}.lc.norm.tok.{language}"
             options.append(f"--data.{split}_{side}={path}")
     return [*options, f"--data.tokenised={'false' if 'de' in (rung.source, rung.target) else 'true'}"]
+
+
+def leaks(name: str, options: argparse.Namespace) -> list[int]:
+    """How many pairs to be judged on have a source, and how many a target, that also stands in training."""
+    rung, out = RUNGS[name], options.runs / "prepared"
+    shutil.rmtree(out, ignore_errors=True)
+    prepared = common.gradatim(
+        "prepare", RECIPES / rung.recipe, *pairs_of(rung, options.data, options.runs / "text"), "--out", out,
+        f"--data.cache={options.runs / 'cache'}",
+    )  # fmt: skip
+    test = prepared["splits"]["test"]
+    return [test["sources also in train"], test["also in train"]]
 
 
 def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -93,7 +106,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     )  # fmt: skip
     return {
         "name": name, "date": time.strftime("%Y-%m-%d"), "whole": whole, "wall": wall, "processor": processor,
-        **{key: judged[key] for key in wanted},
+        **{key: judged[key] for key in wanted}, "leaks": leaks(name, options),
         "greedy": greedy["bleu_tokenised"], "greedy_sentences_per_second": greedy["sentences_per_second"],
     }  # fmt: skip
 
@@ -109,13 +122,14 @@ def report(rows: list[dict[str, Any]]) -> None:
             f"{row['bleu_tokenised']:.1f}",
             RUNGS[row["name"]].asked, f"{row['greedy']:.1f}", f"{row['bleu']:.1f}", f"{row['chrf']:.1f}",
             f"{row['sentences_per_second']:.0f} ({row['greedy_sentences_per_second']:.0f})",
-            row["date"],
+            row["sentences"], "{}, {}".format(*row["leaks"]), row["date"],
         ]
         for row in rows
     ]  # fmt: skip
     columns = [
         "pair", "rung", "training: minutes (of processors)", "tokenised BLEU, beam 5", "asked", "greedy",
-        "sacreBLEU", "chrF", "sentences/s, beam 5 (greedy)", "measured",
+        "sacreBLEU", "chrF", "sentences/s, beam 5 (greedy)",
+        "test pairs", "their sources, targets also in training", "measured",
     ]  # fmt: skip
     parts = [common.table(columns, table), "## BLEU by words of the source"]
     spans = list(dict.fromkeys(part["words"] for row in rows for part in row["by_source_length"]))
