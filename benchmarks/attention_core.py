@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from common import spread, table, write_result
-from gradatim.config.settings import TransformerConfig
+from gradatim.config.settings_translators import TransformerConfig
 from gradatim.models import build_model
 from gradatim.models.layers import core
 from gradatim.models.layers.core import attend

@@ -27,7 +27,7 @@ import torch
 from transformers import MarianConfig, MarianMTModel
 
 import common
-from gradatim.config.settings import TransformerConfig
+from gradatim.config.settings_translators import TransformerConfig
 from gradatim.decode.prompt import Reader
 from gradatim.decode.search import search
 from gradatim.decode.translate import together

@@ -143,7 +143,7 @@ def torch_layer(block, kind, post):
 @pytest.mark.filterwarnings("ignore:.*nested tensors.*")
 @pytest.mark.parametrize("name", ["transformer", "pre"])
 def test_the_transformer_is_pytorch_s(name):
-    from gradatim.config.settings import TransformerConfig
+    from gradatim.config.settings_translators import TransformerConfig
     from gradatim.models import build_model
 
     post = name == "transformer"

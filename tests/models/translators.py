@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gradatim.config.settings import Seq2SeqConfig, TransformerConfig, TranslateLmConfig
+from gradatim.config.settings_translators import Seq2SeqConfig, TransformerConfig, TranslateLmConfig
 from gradatim.models import build_model
 from gradatim.text.batches import Source
 

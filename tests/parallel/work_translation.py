@@ -11,7 +11,8 @@ import numpy as np
 from torch import Tensor
 from work_layouts import Parts, mesh_of, pieces
 
-from gradatim.config.settings import LayoutConfig, OptimizerConfig, RunConfig, TransformerConfig
+from gradatim.config.settings import LayoutConfig, OptimizerConfig, RunConfig
+from gradatim.config.settings_translators import TransformerConfig
 from gradatim.parallel.engine import LayoutEngine
 from gradatim.train.engine import SerialEngine
 

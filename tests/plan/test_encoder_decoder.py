@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import gradatim.parallel.rehearse as rehearsal
-from gradatim.config.settings import DataConfig, LayoutConfig, OptimizerConfig, RunConfig, TransformerConfig
+from gradatim.config.settings import DataConfig, LayoutConfig, OptimizerConfig, RunConfig
+from gradatim.config.settings_translators import TransformerConfig
 from gradatim.plan.architecture import EncoderDecoder
 from gradatim.plan.auto import choose_layout
 from gradatim.plan.cluster import load_cluster

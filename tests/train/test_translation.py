@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gradatim.config import load_config
-from gradatim.config.settings import Seq2SeqConfig, TransformerConfig, TranslateLmConfig
+from gradatim.config.settings_translators import Seq2SeqConfig, TransformerConfig, TranslateLmConfig
 from gradatim.decode.prompt import Reader
 from gradatim.decode.search import search
 from gradatim.errors import ConfigError

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from gradatim.config.settings import BertConfig, GptConfig, LayoutConfig, RunConfig, TransformerConfig
+from gradatim.config.settings import BertConfig, GptConfig, LayoutConfig, RunConfig
+from gradatim.config.settings_translators import TransformerConfig
 
 OF_TRAINING = (
     "dropout", "vocab_multiple", "embedding_dropout", "weight_drop", "masked", "whole_words", "pairs", "short",

@@ -11,16 +11,8 @@ from typing import TYPE_CHECKING
 
 from gradatim.config.derived import feed_forward_width
 from gradatim.config.nearby import closest, divisors, either, multiples
-from gradatim.config.settings import (
-    BertConfig,
-    GptConfig,
-    NgramConfig,
-    RecurrentConfig,
-    RunConfig,
-    Seq2SeqConfig,
-    TransformerConfig,
-    TranslateLmConfig,
-)
+from gradatim.config.settings import BertConfig, GptConfig, NgramConfig, RecurrentConfig, RunConfig
+from gradatim.config.settings_translators import Seq2SeqConfig, TransformerConfig, TranslateLmConfig
 
 if TYPE_CHECKING:
     from gradatim.config.rules import Rules

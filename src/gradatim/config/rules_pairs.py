@@ -5,13 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gradatim.config.nearby import divisors, either, multiples
-from gradatim.config.settings import (
-    DataConfig,
-    RunConfig,
-    Seq2SeqConfig,
-    TransformerConfig,
-    TranslateLmConfig,
-)
+from gradatim.config.settings import DataConfig, RunConfig
+from gradatim.config.settings_translators import Seq2SeqConfig, TransformerConfig, TranslateLmConfig
 
 if TYPE_CHECKING:
     from gradatim.config.rules import Rules

@@ -6,16 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from gradatim.config.settings import (
-    BertConfig,
-    GptConfig,
-    RecurrentConfig,
-    Seq2SeqConfig,
-    TransformerConfig,
-    TranslateLmConfig,
-    WindowConfig,
-)
+from gradatim.config.settings import BertConfig, GptConfig, RecurrentConfig, WindowConfig
 from gradatim.config.settings_lora import LoraConfig
+from gradatim.config.settings_translators import Seq2SeqConfig, TransformerConfig, TranslateLmConfig
 from gradatim.config.tuned import AnyModelConfig, TunedConfig
 
 if TYPE_CHECKING:

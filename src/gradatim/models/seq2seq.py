@@ -27,7 +27,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from gradatim.config.settings import Seq2SeqConfig
+from gradatim.config.settings_translators import Seq2SeqConfig
 from gradatim.models.layers.alignment import Alignment
 from gradatim.models.layers.embedding import Embedding
 from gradatim.models.layers.init import Init

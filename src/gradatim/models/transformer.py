@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from gradatim.config.derived import feed_forward_width
-from gradatim.config.settings import TransformerConfig
+from gradatim.config.settings_translators import TransformerConfig
 from gradatim.models.layers.attention import SelfAttention
 from gradatim.models.layers.cross_attention import CrossAttention
 from gradatim.models.layers.embedding import Embedding

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from gradatim.config.settings import TranslateLmConfig
+from gradatim.config.settings_translators import TranslateLmConfig
 from gradatim.models.gpt import GPT
 from gradatim.models.layers.embedding import Embedding
 from gradatim.models.layers.init import Init

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from gradatim.config.settings import BertConfig, RunConfig, Seq2SeqConfig, TransformerConfig, TranslateLmConfig
+from gradatim.config.settings import BertConfig, RunConfig
+from gradatim.config.settings_translators import Seq2SeqConfig, TransformerConfig, TranslateLmConfig
 from gradatim.objectives.masked import Masked
 from gradatim.objectives.next_token import NextToken
 from gradatim.objectives.objective import Objective

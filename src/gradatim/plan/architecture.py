@@ -12,7 +12,8 @@ from gradatim.config import load_config
 from gradatim.config.decode import nearest
 from gradatim.config.derived import feed_forward_width
 from gradatim.config.nearby import divisors, either
-from gradatim.config.settings import BertConfig, GptConfig, LayoutConfig, RunConfig, TransformerConfig
+from gradatim.config.settings import BertConfig, GptConfig, LayoutConfig, RunConfig
+from gradatim.config.settings_translators import TransformerConfig
 from gradatim.errors import ConfigError, Problem
 from gradatim.shapes import REPLICATED, ParameterShape, flops_per_token, parameters
 from gradatim.shapes.gpt import padded_vocabulary

@@ -8,15 +8,8 @@ A parameter's name is its path in the model: ``embed.tokens.weight``, ``embed.po
 
 from __future__ import annotations
 
-from gradatim.config.settings import (
-    BertConfig,
-    GptConfig,
-    RecurrentConfig,
-    Seq2SeqConfig,
-    TransformerConfig,
-    TranslateLmConfig,
-    WindowConfig,
-)
+from gradatim.config.settings import BertConfig, GptConfig, RecurrentConfig, WindowConfig
+from gradatim.config.settings_translators import Seq2SeqConfig, TransformerConfig, TranslateLmConfig
 from gradatim.config.tuned import AnyModelConfig, TunedConfig
 from gradatim.shapes import bert, gpt, recurrent, seq2seq, transformer, translate_lm, tuned, window
 from gradatim.shapes.parameters import (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradatim.config.settings import Seq2SeqConfig
+from gradatim.config.settings_translators import Seq2SeqConfig
 from gradatim.shapes.parameters import REPLICATED, VOCAB, Matmul, ParameterShape, linear
 from gradatim.shapes.recurrent import GATES
 

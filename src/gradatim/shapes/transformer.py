@@ -7,7 +7,7 @@ heads like self-attention, its keys and values being computed from the whole enc
 from __future__ import annotations
 
 from gradatim.config.derived import feed_forward_width
-from gradatim.config.settings import TransformerConfig
+from gradatim.config.settings_translators import TransformerConfig
 from gradatim.shapes.gpt import padded_vocabulary
 from gradatim.shapes.parameters import COLUMN, REPLICATED, ROW, VOCAB, Matmul, ParameterShape, linear
 

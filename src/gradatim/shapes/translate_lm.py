@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from gradatim.config.settings import GptConfig, RecurrentConfig, TranslateLmConfig
+from gradatim.config.settings import GptConfig, RecurrentConfig
+from gradatim.config.settings_translators import TranslateLmConfig
 from gradatim.shapes import gpt, recurrent
 from gradatim.shapes.parameters import Matmul, ParameterShape
 

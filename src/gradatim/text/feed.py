@@ -10,14 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradatim.config.settings import (
-    BertConfig,
-    RecurrentConfig,
-    RunConfig,
-    Seq2SeqConfig,
-    TransformerConfig,
-    TranslateLmConfig,
-)
+from gradatim.config.settings import BertConfig, RecurrentConfig, RunConfig
+from gradatim.config.settings_translators import Seq2SeqConfig, TransformerConfig, TranslateLmConfig
 from gradatim.text.batches import Batch, Streams, Windows
 from gradatim.text.masked_rows import MaskedRows
 from gradatim.text.masking import most_blanks
