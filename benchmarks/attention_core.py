@@ -3,7 +3,7 @@
     python benchmarks/attention_core.py
 
 Cores (softmax of q kᵀ, times v), forward and backward, causal, of several shapes: given fp32; given bf16 and computed
-in it; given bf16 and computed in float32 (``models/layers/core.py`` decides so for fewer than 512 keys). Then passes
+in it; given bf16 and computed in float32 (``models/layers/core.py`` decides so for fewer than 256 keys). Then passes
 of a translator of Transformer-Tiny's shape over 128 pairs of 28 tokens: in fp32, and in bf16 with cores of both kinds.
 What is compared takes turns; a ratio is that of one turn.
 """

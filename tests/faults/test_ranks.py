@@ -45,13 +45,13 @@ def test_the_rank_and_its_action_are_named_and_nobody_is_left(
     capfd: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.setenv("PYTHONPATH", str(WORK))
-    timeout = 3.0
+    timeout = 6.0
     started = time.monotonic()
     arguments = {"how": how, "pids": str(tmp_path)}
     with pytest.raises(expected) as caught:
         launch("work_launch:fail", arguments, LayoutConfig(pp=2, timeout=timeout), tmp_path)
     assert words in str(caught.value)
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 60
     pids = [int((tmp_path / rank).read_text()) for rank in "01"]
     assert not any(map(alive, pids))
     assert capfd.readouterr().out == ""

@@ -1,9 +1,9 @@
 """softmax(q kᵀ / √head_dim) v, the core of attention (Vaswani et al., 2017, equation 1), by PyTorch's fused kernels.
 
 On CPUs without instructions for bf16 tiles those kernels lose more on turning numbers into bf16 and back than the
-products gain: forward and backward over 30 to 128 keys took 1.5 to 3.3 times as long as in float32, and as long over
-512 (torch 2.13, one core of an AMD EPYC with AVX-512). There, half precision ends before the core and begins again
-behind it.
+products gain: forward and backward over 28 to 128 keys took 1.4 to 2.8 times as long as in float32, over 256 as long
+(one core of an AMD EPYC with AVX-512, ``benchmarks/attention_core.py``). There, half precision ends before the core and
+begins again behind it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-SHORT = 512
+SHORT = 256
 """Keys from which on half precision is as fast on such a CPU."""
 
 has_tiles = torch.cpu._is_amx_tile_supported()
