@@ -6,6 +6,7 @@ training documents; the threshold that is best on the validation pairs). Both ju
 
     python benchmarks/bert_pretrain.py                          # some 38 minutes on two cores
     python benchmarks/bert_pretrain.py --run runs/reviews       # in pieces: the run is kept, and goes on
+    python benchmarks/bert_pretrain.py --set precision=fp32 layout.dp=2    # on a CPU that is slow in bf16
 """
 
 from __future__ import annotations
@@ -77,12 +78,14 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data/movie_reviews"))
     parser.add_argument("--run", type=Path, help="keep the run here, or go on with the one that is here")
     parser.add_argument("--steps", type=int, help="fewer or more than the recipe's")
+    parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="other settings than the recipe's")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         run = options.run or Path(folder) / "run"
         data = [f"--data.{split}={options.data / split}.txt" for split in ("train", "valid", "test")]
         steps = ["--steps", options.steps] if options.steps else []
-        trained = common.gradatim("train", RECIPE, "--run", run, "--resume", *data, *steps)
+        trained = common.gradatim("train", RECIPE, "--run", run, "--resume", *data, *steps,
+                                  *(f"--{setting}" for setting in options.set))  # fmt: skip
         test = common.gradatim("evaluate", run)
         config = Run.open(run).config
         prepared = prepare(config.data)
@@ -97,7 +100,7 @@ def main() -> None:
         f"\n\n{trained['parameters']:,} parameters, {trained['step']:,} steps, {trained['tokens']:,} tokens read in "
         f"{trained['seconds'] / 60:.1f} minutes of training ({trained['tokens_per_second']:,.0f} tokens/s); "
         f"{test['blanks']:,} blanks and {test['pairs']:,} pairs of the test documents at context {config.context}. "
-        f"The recipe:\n\n```yaml\n{RECIPE.read_text().strip()}\n```"
+        f"The recipe{f' (here with {", ".join(options.set)})' if options.set else ''}:\n\n```yaml\n{RECIPE.read_text().strip()}\n```"
     )
     common.write_result("bert_pretrain", "BERT-Tiny pretrained on movie reviews", body)
 

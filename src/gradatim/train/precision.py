@@ -6,6 +6,7 @@ In bf16 the fp32 weights are the masters. Their bf16 copies live for a step (``m
 from __future__ import annotations
 
 import contextlib
+import time
 from contextlib import AbstractContextManager
 
 import torch
@@ -40,6 +41,41 @@ def step_arithmetic(precision: str) -> AbstractContextManager[object]:
     if precision == "bf16":
         return keep_copies()
     return contextlib.nullcontext()
+
+
+PROBED = 256
+"""Rows and columns of the matrices by whose product a CPU shows how fast it is in bf16."""
+SLOW = 2.0
+"""A product's time in bf16 over that in fp32 that is worth a word."""
+
+
+def speed_notes(precision: str, where: torch.device) -> tuple[str, ...]:
+    """What to say where bf16 costs time: many CPUs (x86 without AVX-512 among them) have no instructions for it.
+
+    Measured rather than read from a list of processors: a few products, some 50 ms where they are slow.
+    """
+    if precision != "bf16" or where.type != "cpu":
+        return ()
+    ratio = product_seconds(torch.bfloat16) / product_seconds(torch.float32)
+    if ratio < SLOW:
+        return ()
+    return (
+        f"this CPU has no fast bf16: a product of matrices takes {ratio:.0f} times as long as in fp32\n"
+        "    try: --precision fp32",
+    )
+
+
+def product_seconds(dtype: torch.dtype) -> float:
+    """The least of three times of a square product on the CPU, in seconds."""
+    matrix = torch.zeros(PROBED, PROBED, dtype=dtype)
+
+    def once() -> float:
+        started = time.perf_counter()
+        matrix @ matrix
+        return time.perf_counter() - started
+
+    once()
+    return min(once() for _ in range(3))
 
 
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
