@@ -95,12 +95,13 @@ def main() -> None:
         ["accuracy of blanks", test["accuracy"], None],
         ["accuracy of pairs", test["pair_accuracy"], f"{baseline:.3f} (tf-idf, cosine ≥ {threshold:.3f})"],
     ]
+    told = f" (here with {', '.join(options.set)})" if options.set else ""
     body = common.table(["held-out documents", "BERT-Tiny", "baseline"], rows)
     body += (
         f"\n\n{trained['parameters']:,} parameters, {trained['step']:,} steps, {trained['tokens']:,} tokens read in "
         f"{trained['seconds'] / 60:.1f} minutes of training ({trained['tokens_per_second']:,.0f} tokens/s); "
         f"{test['blanks']:,} blanks and {test['pairs']:,} pairs of the test documents at context {config.context}. "
-        f"The recipe{f' (here with {", ".join(options.set)})' if options.set else ''}:\n\n```yaml\n{RECIPE.read_text().strip()}\n```"
+        f"The recipe{told}:\n\n```yaml\n{RECIPE.read_text().strip()}\n```"
     )
     common.write_result("bert_pretrain", "BERT-Tiny pretrained on movie reviews", body)
 
