@@ -289,6 +289,9 @@ def test_bert_needs_its_tokenizer_and_room_for_a_pair() -> None:
     found = check_config("bert", {"data.tokenizer.kind": "bpe", "context": "7"})
     assert [p.attempt for p in found] == ["--data.tokenizer.kind wordpiece", "--context 8"]
     assert check_config("bert", {"data.tokenizer.kind": "bpe", "data.tokenizer.path": "theirs/tokenizer.json"}) == []
+    for length in ("7", "257"):
+        (problem,) = check_config("bert", {"context": "256", "model.first_length": length})
+        assert (problem.where, problem.allowed) == ("--model.first_length", "8 to 256, or null")
     found = check_config("bert", {"model.n_heads": "5", "model.masked": "1", "layout.tp": "3"})
     assert {p.got.partition(" ")[0] for p in found} == {"model.n_heads", "model.masked", "layout.tp"}
 

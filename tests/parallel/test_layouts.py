@@ -26,7 +26,7 @@ LLAMA = {
 }  # fmt: skip
 BERT = {
     "kind": "bert", "d_model": 16, "n_layers": 4, "n_heads": 4, "vocab_multiple": 4, "dropout": 0.0, "masked": 0.3,
-    "whole_words": True,
+    "whole_words": True, "first_length": 8, "first_steps": 1,
 }  # fmt: skip
 MODELS = {"gpt2": GPT2, "llama": LLAMA, "bert": BERT}
 TOLERANCE = 1e-10

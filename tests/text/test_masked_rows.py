@@ -177,6 +177,29 @@ def test_batches_are_functions_of_seed_and_step(
     assert not torch.equal(again.ids, whole.ids), "another epoch has other blanks and cuts"
 
 
+@pytest.mark.parametrize(
+    "fields", [{}, {"pairs": "none"}, {"pairs": "sentence-order", "whole_words": True, "short": 0.3}], ids=str
+)
+def test_the_first_rows_may_be_shorter(file: TokenFile, tokenizer: Tokenizer, fields: dict[str, object]) -> None:
+    assert tokenizer.marks is not None
+    usual, rows = make(file, tokenizer, **fields), make(file, tokenizer, **fields, first_length=12, first_steps=3)
+    for step in range(3):
+        batch = rows.batch(step)
+        assert batch.ids.shape == (ROWS, 12) and batch.positions is not None
+        assert batch.segments is None or batch.segments.shape == (ROWS, 12)
+        assert int(batch.positions.max()) < 12
+        lengths = [12] * ROWS if batch.lengths is None else batch.lengths.tolist()
+        assert max(lengths) == 12
+        for row, length in zip(unmasked(batch), lengths, strict=True):
+            for part in parts(row, length, tokenizer.marks):
+                assert where_in(file, part), "stretches of the text, as in longer rows"
+        for whole, part in ((batch.ids, rows.batch(step, slice(2, 5)).ids),):
+            assert torch.equal(whole[2:5], part)
+    for name in ("ids", "targets", "positions"):
+        assert torch.equal(getattr(rows.batch(3), name), getattr(usual.batch(3), name))
+    assert all(torch.equal(ours.ids, theirs.ids) for ours, theirs in zip(rows.every(), usual.every(), strict=True))
+
+
 def test_every_reads_all_samples_always_alike(file: TokenFile, tokenizer: Tokenizer) -> None:
     rows = make(file, tokenizer)
     first, second = rows.every(), MaskedRows(

@@ -53,6 +53,8 @@ RANGES: dict[str, str] = {
     "model.vocab_multiple": COUNT,
     "model.masked": "(0, 1)",
     "model.short": "[0, 1]",
+    "model.first_length": COUNT,
+    "model.first_steps": "[0, inf)",
     "data.tokenizer.vocab_size": "[2, 2147483647]",
     "data.tokenizer.min_count": COUNT,
     "data.held_out": SHARE,
@@ -231,6 +233,14 @@ def _bert(config: RunConfig, rules: Rules) -> None:
         "a row holds [CLS], A, [SEP], B and [SEP], and blanks among them",
         allowed=f"at least {SHORTEST_ROW}",
         attempt=f"--context {SHORTEST_ROW}",
+    )
+    first = config.model.first_length if isinstance(config.model, BertConfig) else None
+    rules.require(
+        first is None or SHORTEST_ROW <= first <= max(config.context, SHORTEST_ROW),
+        "model.first_length context",
+        "rows begin short and end as long as the context",
+        allowed=f"{SHORTEST_ROW} to {config.context}, or null",
+        attempt=f"--model.first_length {max(SHORTEST_ROW, config.context // 4)}",
     )
 
 

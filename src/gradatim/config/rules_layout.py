@@ -121,6 +121,8 @@ def _tensor(config: RunConfig, model: GptConfig | BertConfig | TransformerConfig
     parts["model.vocab_multiple"] = (model.vocab_multiple, "the padded vocabulary, a multiple of vocab_multiple,")
     if config.layout.sequence_parallel:
         parts["context"] = (config.context, "the context, by sequence parallelism,")
+        if isinstance(model, BertConfig) and model.first_length is not None:
+            parts["model.first_length"] = (model.first_length, "the first rows, by sequence parallelism,")
     common = math.gcd(*(size for size, _ in parts.values()))
     for path, (size, words) in parts.items():
         if size % tp == 0:

@@ -138,6 +138,10 @@ class BertConfig:
     """Second task: does B follow A in the text or come from another document, are they in order (ALBERT), or none."""
     short: float = 0.1
     """Share of pairs that are shorter than the context, by a random length."""
+    first_length: int | None = None
+    """Most tokens of a row in the first steps (sequence-length warm-up, Li et al., 2021); null means the context."""
+    first_steps: int = 0
+    """How many steps those are."""
 
 
 ModelConfig = NgramConfig | WindowConfig | RecurrentConfig | GptConfig | BertConfig | TranslatorConfig

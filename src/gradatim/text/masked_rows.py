@@ -6,6 +6,9 @@ prediction, Devlin et al. 2018, appendix A.2), or A and B change places (sentenc
 arXiv:1909.11942). Where no pairs are asked for, a row is one stretch, of one document or of the whole text
 (``data.packing``).
 
+The first steps may see shorter rows (``model.first_length``): which word tells most of a blank is found sooner among 30
+words than among 120 (the warm-up of lengths of Li et al. 2021, arXiv:2108.06084).
+
 Token files do not keep line ends, so a sentence ends where punctuation says so; a text without any is cut anywhere.
 Nothing is stored per sample: sentence, cut, other document and blanks follow from (seed, epoch, sample).
 """
@@ -86,7 +89,10 @@ class MaskedRows:
     def batch(self, step: int, rows: slice = slice(None)) -> Batch:
         """What step ``step`` trains on, or those rows of it."""
         index, epoch = (part[rows] for part in self.draw(step))
-        return self.rows(index, epoch.astype(np.uint64) ^ np.uint64(derive(self.seed, 0x6D61736B)))
+        width = self.context
+        if self.config.first_length is not None and step < self.config.first_steps:
+            width = min(width, self.config.first_length)
+        return self.rows(index, epoch.astype(np.uint64) ^ np.uint64(derive(self.seed, 0x6D61736B)), width)
 
     def every(self, most: int | None = None) -> list[Batch]:
         """The samples of a text in order, a ``global_batch`` at a time, always with the same pairs and blanks."""
@@ -97,18 +103,19 @@ class MaskedRows:
         ]
         return [self.rows(part, np.full(len(part), key)) for part in parts]
 
-    def rows(self, index: NDArray[np.int64], epoch: NDArray[np.uint64]) -> Batch:
-        """The rows of some samples in some epochs."""
+    def rows(self, index: NDArray[np.int64], epoch: NDArray[np.uint64], width: int | None = None) -> Batch:
+        """The rows of some samples in some epochs, of ``width`` tokens (the context's), padding included."""
+        width = width or self.context
         keys = mix(mix(epoch) ^ index.astype(np.uint64))
-        begin, end = self._stretch(index, keys)
+        begin, end = self._stretch(index, keys, self.room - (self.context - width))
         if self.config.pairs == "none":
-            ids, lengths = self._laid_out([(begin, end)])
+            ids, lengths = self._laid_out([(begin, end)], width)
             segments, labels = None, None
         else:
             (a, b), labels = self._pair(begin, end, keys)
-            ids, lengths = self._laid_out([a, b])
-            second = np.arange(self.context) >= (a[1] - a[0] + 2)[:, None]
-            segments = torch.from_numpy((second & (np.arange(self.context) < lengths[:, None])).astype(np.int64))
+            ids, lengths = self._laid_out([a, b], width)
+            second = np.arange(width) >= (a[1] - a[0] + 2)[:, None]
+            segments = torch.from_numpy((second & (np.arange(width) < lengths[:, None])).astype(np.int64))
         ids, positions, targets = mask(
             ids, lengths, _hash(keys, _MASK), self.marks, self.vocab_size, self.config.masked, self.continues
         )
@@ -121,12 +128,14 @@ class MaskedRows:
             labels=None if labels is None else torch.from_numpy(labels),
         )
 
-    def _stretch(self, index: NDArray[np.int64], keys: NDArray[np.uint64]) -> tuple[NDArray[np.int64], ...]:
-        """First token and the one after the last of each sample's stretch."""
+    def _stretch(
+        self, index: NDArray[np.int64], keys: NDArray[np.uint64], most: int
+    ) -> tuple[NDArray[np.int64], ...]:
+        """First token and the one after the last of each sample's stretch, ``most`` tokens at most."""
         first = self.starts[index]
         if self.across:
             begin = self.sentences[first]
-            return begin, np.minimum(begin + self.room, len(self.tokens))
+            return begin, np.minimum(begin + most, len(self.tokens))
         document = np.searchsorted(self.documents, self.sentences[first], side="right") - 1
         stop = self.documents[document + 1] - 1
         # Begin at any sentence of the sample's share, yet early enough to fill the row if the document allows.
@@ -135,7 +144,7 @@ class MaskedRows:
         begin = self.sentences[first + _below(keys, _START, own)]
         latest = np.searchsorted(self.sentences, np.maximum(stop - self.room, self.documents[document]), side="right")
         begin = np.minimum(begin, self.sentences[latest - 1])
-        room = np.full(len(index), self.room)
+        room = np.full(len(index), most)
         short = _unit(keys, _SHORT) < self.config.short
         room = np.where(short, 2 + _below(keys, _LENGTH, room - 1), room)
         return begin, np.minimum(begin + room, stop)
@@ -166,11 +175,11 @@ class MaskedRows:
         return [(begin, cut), (np.where(other, start, cut), np.where(other, stop, end))], labels
 
     def _laid_out(
-        self, parts: list[tuple[NDArray[np.int64], NDArray[np.int64]]]
+        self, parts: list[tuple[NDArray[np.int64], NDArray[np.int64]]], width: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Rows ``[CLS] part [SEP] part [SEP] [PAD] …`` and their lengths."""
-        column = np.arange(self.context)
-        rows = np.full((len(parts[0][0]), self.context), self.marks.pad, np.int64)
+        column = np.arange(width)
+        rows = np.full((len(parts[0][0]), width), self.marks.pad, np.int64)
         rows[:, 0] = self.marks.begin
         at = np.ones(len(rows), np.int64)
         for begin, end in parts:
