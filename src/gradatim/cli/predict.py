@@ -71,8 +71,7 @@ def _examples(file: str, config: RunConfig) -> list[Example]:
                                             allowed=f"{count}{' or more' if task.kind == 'choice' else ''}",
                                             attempt="a table with named columns, such as .jsonl"))  # fmt: skip
                 found.append(Example(f"{file}:{number}", texts, None))
-    for what, number in tally.dropped.items():
-        say(f"{what}: {number:,}")
+    tally.tell(say)
     return found
 
 

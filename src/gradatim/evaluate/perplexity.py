@@ -79,8 +79,7 @@ def evaluate_file(
     documents = list(read_documents((str(path),), "test", data, tally, where="--text"))
     if not documents:
         raise DataError(Problem(where=str(path), what="there is no text in it", attempt="name a file that holds text"))
-    for what, count in tally.dropped.items():
-        say(f"{path}: {what}: {count:,}")
+    tally.tell(say, str(path))
     end = np.array([tokenizer.boundary])
     tokens = np.concatenate([part for ids in tokenizer.encode_batch(documents) for part in (ids, end)])
     return evaluate_tokens(model, tokenizer, tokens, tally.bytes, stride)

@@ -128,9 +128,7 @@ class MaskedRows:
             labels=None if labels is None else torch.from_numpy(labels),
         )
 
-    def _stretch(
-        self, index: NDArray[np.int64], keys: NDArray[np.uint64], most: int
-    ) -> tuple[NDArray[np.int64], ...]:
+    def _stretch(self, index: NDArray[np.int64], keys: NDArray[np.uint64], most: int) -> tuple[NDArray[np.int64], ...]:
         """First token and the one after the last of each sample's stretch, ``most`` tokens at most."""
         first = self.starts[index]
         if self.across:

@@ -188,8 +188,7 @@ def _make(config: DataConfig, folder: Path, say: Callable[[str], None]) -> dict[
             text_bytes=partial(getattr, tally, "bytes"),
             unknown=tokenizer.unknown,
         )
-        for what, count in tally.dropped.items():
-            say(f"{split}: {what}: {count:,}")
+        tally.tell(say, split)
         splits[split] = {**file.facts(), "dropped": dict(tally.dropped), "also in train": leaked[0]}
     corpora = sorted({name for name in config.train if name in embedded.CORPORA})
     return {

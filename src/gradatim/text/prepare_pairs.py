@@ -62,8 +62,7 @@ def make_pairs(config: DataConfig, folder: Path, say: Callable[[str], None]) -> 
         size = sum(len(text.encode()) + 1 for text in sides[0])
         sources = _write(folder / f"{split}.source", source, sides[0], size)
         targets = _write(folder / split, target, sides[1], sum(len(text.encode()) + 1 for text in sides[1]))
-        for what, count in tally.dropped.items():
-            say(f"{split}: {what}: {count:,}")
+        tally.tell(say, split)
         if _crossed(sides, words):
             say(f"WARNING: {split}: its sources look like train's targets, its targets like train's sources; the two "
                 "files may have changed places")  # fmt: skip

@@ -103,8 +103,7 @@ def prepare_task(config: RunConfig, say: Callable[[str], None] = quiet) -> Prepa
         if not found:
             raise DataError(Problem(where=f"data.{split}", what="there are no rows", got=", ".join(names),
                                     attempt="name tables with rows"))  # fmt: skip
-        for what, count in tally.dropped.items():
-            say(f"{split}: {what}: {count:,}")
+        tally.tell(say, split)
         read[split] = found
         splits[split] = {"rows": len(found), "dropped": dict(tally.dropped)}
     labels = label_names(read["train"], task.kind)

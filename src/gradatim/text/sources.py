@@ -16,7 +16,7 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -38,6 +38,9 @@ ODD_LEAST = 32
 """Fewer than this many are no sign of anything."""
 
 
+INVALID = "invalid bytes replaced"
+
+
 @dataclass(slots=True)
 class Tally:
     """What was read, and what was mended on the way."""
@@ -47,6 +50,12 @@ class Tally:
     """UTF-8 bytes of the mended text that is read, line ends included. Blank lines between documents are not: nobody
     predicts them, so counting them would flatter bits per byte."""
     dropped: Counter[str] = field(default_factory=Counter)
+
+    def tell(self, say: Callable[[str], None], where: str = "") -> None:
+        """Say how often each thing was mended, in the text called ``where``."""
+        for what, count in self.dropped.items():
+            hint = "\n    try: iconv -f LATIN1 -t UTF-8, if the text is in another encoding" if what == INVALID else ""
+            say(f"{where and where + ': '}{what}: {count:,}{hint if count else ''}")
 
 
 def brings_its_own_splits(names: tuple[str, ...]) -> bool:
@@ -214,7 +223,7 @@ def mend(text: str, tally: Tally) -> str:
         tally.dropped["NUL characters kept"] += text.count("\x00")
     if not text.isascii() and _SURROGATE.search(text):  # JSON can spell them, UTF-8 cannot
         text, count = _SURROGATE.subn("\ufffd", text)
-        tally.dropped["invalid bytes replaced"] += count
+        tally.dropped[INVALID] += count
     return text
 
 
@@ -226,7 +235,7 @@ def _decode(raw: bytes, tally: Tally) -> str:
         return raw.decode("utf-8")
     except UnicodeDecodeError:
         text = raw.decode("utf-8", "replace")
-        tally.dropped["invalid bytes replaced"] += text.count("\ufffd") - raw.count("\ufffd".encode())
+        tally.dropped[INVALID] += text.count("\ufffd") - raw.count("\ufffd".encode())
         return text
 
 
