@@ -2,10 +2,10 @@
 
 Each of BERT and GPT is pretrained on movie reviews, fine-tuned on the training sentences, and judged on the test
 sentences under several seeds; beside it stands the same net (shape, tokenizer, batch) that begins with drawn weights.
-Either way the learning rate and the number of steps are those of ``--rates`` and ``--steps`` with the best accuracy on
-the validation sentences, under a seed that is not among the others. Two intervals of 95 % are given for the difference,
-both paired: over seeds (Student's t of the differences), and over test sentences (bootstrap of each sentence's
-difference, seeds averaged).
+Either way the learning rate, the number of steps and the dropout are those of ``--rates``, ``--steps`` and
+``--dropouts`` with the best accuracy on the validation sentences, under a seed that is not among the others. Two
+intervals of 95 % are given for the difference, both paired: over seeds (Student's t of the differences), and over test
+sentences (bootstrap of each sentence's difference, seeds averaged).
 
     python benchmarks/fine_tuning.py --out runs/tuning                  # both; kept, and goes on where it stopped
     python benchmarks/fine_tuning.py --out runs/tuning --models bert --bert runs/reviews
@@ -17,6 +17,7 @@ Eight of the 1,821 test sentences also stand in the reviews, without a label.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
 import statistics
@@ -34,8 +35,20 @@ RECIPES = Path(__file__).parent / "recipes"
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """Student's t, 97.5 %, by the number of differences."""
 TRIAL_SEED = 1000
-"""Of the runs that choose a learning rate."""
+"""Of the runs that choose the settings."""
 RESAMPLES = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What is chosen on the validation sentences."""
+
+    rate: float
+    steps: int
+    dropout: float
+
+    def __str__(self) -> str:
+        return f"rate {self.rate:g}, {self.steps} steps, dropout {self.dropout:g}"
 
 
 def pretrained(kind: str, options: argparse.Namespace) -> Path:
@@ -51,11 +64,11 @@ def pretrained(kind: str, options: argparse.Namespace) -> Path:
     return run
 
 
-def settings(kind: str, start: Path, arm: str, rate: float, steps: int, options: argparse.Namespace) -> list[object]:
+def settings(kind: str, start: Path, arm: str, choice: Choice, options: argparse.Namespace) -> list[object]:
     """What a fine-tuning run is told besides its recipe and seed."""
-    model = {name: value for name, value in shape_of(start).items() if name != "kind"}
-    told: list[object] = [f"{kind}-classify", f"--steps={steps}", f"--optimizer.lr={rate}"]
-    told += [f"--optimizer.warmup={steps // 10}", "--data.columns=label,text", "--evaluation.every=100"]
+    model = {name: value for name, value in shape_of(start).items() if name != "kind"} | {"dropout": choice.dropout}
+    told: list[object] = [f"{kind}-classify", f"--steps={choice.steps}", f"--optimizer.lr={choice.rate}"]
+    told += [f"--optimizer.warmup={choice.steps // 10}", "--data.columns=label,text", "--evaluation.every=100"]
     told += [f"--data.{split}={options.data / 'sst2' / name}.tsv" for split, name in
              (("train", "train"), ("valid", "dev"), ("test", "test"))]  # fmt: skip
     told += [f"--model.{name}={value}" for name, value in model.items()]
@@ -87,14 +100,15 @@ class Experiment:
         options.out.mkdir(parents=True, exist_ok=True)
         self.kept = common.Kept(options.out / "measured.json")
 
-    def run(self, kind: str, arm: str, start: Path, rate: float, steps: int, seed: int) -> dict[str, Any]:
+    def run(self, kind: str, arm: str, start: Path, choice: Choice, seed: int) -> dict[str, Any]:
         """One fine-tuning run: accuracy on validation rows, and which test rows are right."""
-        facts = {"kind": kind, "arm": arm, "rate": rate, "seed": seed, "steps": steps}
+        facts = {"kind": kind, "arm": arm, "seed": seed, **dataclasses.asdict(choice)}
         for row in self.kept.rows:
             if all(row[name] == value for name, value in facts.items()):
                 return row
-        run = self.options.out / f"{kind}-{arm}-{rate:g}-{steps}-seed-{seed}"
-        told = settings(kind, start, arm, rate, steps, self.options)
+        parts = (kind, arm, f"{choice.rate:g}", choice.steps, f"{choice.dropout:g}", f"seed-{seed}")
+        run = self.options.out / "-".join(map(str, parts))
+        told = settings(kind, start, arm, choice, self.options)
         trained = common.gradatim("train", *told, f"--seed={seed}", "--run", run, "--resume")
         sst2 = self.options.data / "sst2"
         valid = common.gradatim("evaluate", run, "--text", sst2 / "dev.tsv")
@@ -103,16 +117,19 @@ class Experiment:
             "seconds": trained["seconds"],
         }  # fmt: skip
         self.kept.add(**measured)
-        print(f"{kind} {arm}, rate {rate:g}, {steps} steps, seed {seed}: {np.mean(measured['right']):.4f} of test, "
+        print(f"{kind} {arm}, {choice}, seed {seed}: {np.mean(measured['right']):.4f} of test, "
               f"{measured['valid']:.4f} of validation rows", file=sys.stderr)  # fmt: skip
         return measured
 
     def arm(self, kind: str, arm: str, start: Path) -> list[dict[str, Any]]:
-        """A run of each seed, with the learning rate and steps that suit the validation rows best."""
-        grid = itertools.product(self.options.rates, self.options.steps)
-        trials = {(rate, steps): self.run(kind, arm, start, rate, steps, TRIAL_SEED)["valid"] for rate, steps in grid}
-        rate, steps = max(trials, key=lambda tried: trials[tried])
-        return [self.run(kind, arm, start, rate, steps, seed) for seed in self.options.seeds]
+        """A run of each seed, with the settings that suit the validation rows best."""
+        grid = itertools.product(self.options.rates, self.options.steps, self.options.dropouts)
+        trials = {
+            choice: self.run(kind, arm, start, choice, TRIAL_SEED)["valid"]
+            for choice in itertools.starmap(Choice, grid)
+        }
+        best = max(trials, key=lambda tried: trials[tried])
+        return [self.run(kind, arm, start, best, seed) for seed in self.options.seeds]
 
 
 def intervals(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> tuple[float, float, tuple[float, float]]:
@@ -134,8 +151,9 @@ def main() -> None:
     parser.add_argument("--bert", type=Path, help="a pretrained run")
     parser.add_argument("--gpt", type=Path, help="a pretrained run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--rates", type=float, nargs="+", default=[1e-4, 3e-4, 1e-3, 2e-3])
-    parser.add_argument("--steps", type=int, nargs="+", default=[650, 1300], help="of 32 sentences: epochs times 216")
+    parser.add_argument("--rates", type=float, nargs="+", default=[3e-4, 1e-3])
+    parser.add_argument("--steps", type=int, nargs="+", default=[650], help="of 32 sentences: epochs times 216")
+    parser.add_argument("--dropouts", type=float, nargs="+", default=[0.1, 0.3])
     parser.add_argument("--pretraining-steps", type=int, help="fewer than the recipes'")
     options = parser.parse_args()
     if not 2 <= len(options.seeds) <= 10:
@@ -151,9 +169,10 @@ def main() -> None:
             accuracies = (100 * right[arm].mean(1)).tolist()
             seconds = statistics.median(run["seconds"] for run in runs)
             told = f"{statistics.fmean(accuracies):.2f} ± {statistics.stdev(accuracies):.2f}"
-            rows.append([kind, arm, f"{runs[0]['rate']:g}", str(runs[0]["steps"]), told,
+            chosen = [f"{runs[0]['rate']:g}", str(runs[0]["steps"]), f"{runs[0]['dropout']:g}"]
+            rows.append([kind, arm, *chosen, told,
                          " ".join(f"{accuracy:.2f}" for accuracy in accuracies), f"{seconds:.0f}"])  # fmt: skip
-        rows.append([kind, "difference", None, None, f"{100 * difference:.2f}",
+        rows.append([kind, "difference", None, None, None, f"{100 * difference:.2f}",
                      f"{100 * (difference - half):.2f} to {100 * (difference + half):.2f} over seeds; "
                      f"{100 * low:.2f} to {100 * high:.2f} over sentences", None])  # fmt: skip
     columns = [
@@ -161,6 +180,7 @@ def main() -> None:
         "weights",
         "rate",
         "steps",
+        "dropout",
         "test accuracy, mean ± deviation",
         "each seed; 95 % intervals",
         "seconds a run",
@@ -168,7 +188,8 @@ def main() -> None:
     body = common.table(columns, rows)
     body += (
         f"\n\n{len(options.seeds)} seeds, 32 sentences a step; tried on the validation sentences (seed {TRIAL_SEED}): "
-        f"rates {', '.join(f'{rate:g}' for rate in options.rates)}, steps {', '.join(map(str, options.steps))}. "
+        f"rates {', '.join(f'{rate:g}' for rate in options.rates)}, steps {', '.join(map(str, options.steps))}, "
+        f"dropouts {', '.join(f'{dropout:g}' for dropout in options.dropouts)}. "
         "Recipes: `bert-classify`, `gpt-classify`; pretraining: `benchmarks/recipes/movie_reviews_bert.yaml`, "
         "`…_gpt.yaml`."
     )
