@@ -29,7 +29,8 @@ def machine() -> str:
         names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
         flags = info.read_text()
-        model += " with AMX" if "amx_bf16" in flags else " with AVX-512" if "avx512f" in flags else ""
+        named = {"amx_bf16": "AMX", "avx512f": "AVX-512", "avx2": "AVX2"}
+        model += next((f" with {name}" for flag, name in named.items() if flag in flags), "")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{model}, {cores} cores, {platform.system()} {platform.machine()}"
 
