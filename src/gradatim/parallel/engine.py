@@ -47,7 +47,7 @@ from gradatim.train.checkpoint import Checkpoint
 from gradatim.train.engine import Outcome, label_count, mean_of_terms
 from gradatim.train.learning_rate import learning_rate
 from gradatim.train.manifest import Manifest
-from gradatim.train.precision import arithmetic, device, fixed_dtype, speed_notes, step_arithmetic, weight_dtype
+from gradatim.train.precision import arithmetic, device, fixed_dtype, step_arithmetic, weight_dtype
 from gradatim.train.start import Start
 from gradatim.train.state import Counters
 
@@ -103,7 +103,7 @@ class LayoutEngine:
         self.objective = objective_of(config)
         self.pipeline = self._pipeline(self.schedule)
         self.batches = rows_of(config, prepared)
-        self.notes = (*notes_of(self.batches, config), *speed_notes(config.precision, self.where))
+        self.notes = notes_of(self.batches, config)
         self.last: Timeline | None = None
         self.bubbles: deque[tuple[float, float]] = deque(maxlen=RECENT)
         """Of the latest steps, measured and simulated."""

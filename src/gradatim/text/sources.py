@@ -36,9 +36,8 @@ ids have 40 % and more."""
 NO_TEXT = "this file is not text in UTF-8"
 ODD_LEAST = 32
 """Fewer than this many are no sign of anything."""
-
-
 INVALID = "invalid bytes replaced"
+"""What is counted where bytes are not UTF-8."""
 
 
 @dataclass(slots=True)

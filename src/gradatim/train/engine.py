@@ -31,7 +31,7 @@ from gradatim.text.prepare_task import AnyPrepared, PreparedTask
 from gradatim.train.checkpoint import Checkpoint, newest_valid, save_checkpoint
 from gradatim.train.manifest import Manifest
 from gradatim.train.optimizer import build_optimizer, clip_gradients, gradient_norm, set_learning_rate
-from gradatim.train.precision import arithmetic, device, fixed_dtype, speed_notes, step_arithmetic, weight_dtype
+from gradatim.train.precision import arithmetic, device, fixed_dtype, step_arithmetic, weight_dtype
 from gradatim.train.start import Start
 from gradatim.train.state import Counters, restore, state_tensors
 
@@ -147,7 +147,7 @@ class SerialEngine:
         self.optimizer = build_optimizer(self.model, config.optimizer, config.task)
         self.objective = objective_of(config)
         self.batches: Feed = feed_of(config, prepared)
-        self.notes = (*notes_of(self.batches, config), *speed_notes(config.precision, self.where))
+        self.notes = notes_of(self.batches, config)
         self.carry: Any = None
         if config.compile:
             for block in self.model.blocks:

@@ -30,7 +30,7 @@ from gradatim.train.checkpoint import Checkpoint, cannot_resume, list_checkpoint
 from gradatim.train.engine import Engine, SerialEngine, label_count
 from gradatim.train.manifest import Manifest
 from gradatim.train.metrics import MetricsLog, NoLog, Progress
-from gradatim.train.precision import device, peak_flops
+from gradatim.train.precision import device, peak_flops, speed_notes
 from gradatim.train.run_directory import (
     Run,
     config_error_existing,
@@ -183,7 +183,7 @@ class Trainer:
         config, counters = self.config, self.counters
         engine = self.engine
         self.say(f"{engine.parameters:,} parameters, {engine.steps_per_epoch():.1f} steps see the text once")
-        for note in engine.notes:
+        for note in (*engine.notes, *(speed_notes(config.precision, device()) if engine.leads else ())):
             self.say(note)
         log = MetricsLog(self.run.metrics, config.track) if engine.leads else NoLog()
         progress = Progress(config.steps, counters.step, quiet=not engine.leads)

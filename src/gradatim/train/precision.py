@@ -50,9 +50,9 @@ SLOW = 2.0
 
 
 def speed_notes(precision: str, where: torch.device) -> tuple[str, ...]:
-    """What to say where bf16 costs time: many CPUs (x86 without AVX-512 among them) have no instructions for it.
+    """What to say where bf16 costs time, as on a CPU that has no instructions for it.
 
-    Measured rather than read from a list of processors: a few products, some 50 ms where they are slow.
+    Measured rather than read from a list of processors: a few products, a fifth of a second where they are slow.
     """
     if precision != "bf16" or where.type != "cpu":
         return ()
