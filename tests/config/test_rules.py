@@ -292,6 +292,8 @@ def test_bert_needs_its_tokenizer_and_room_for_a_pair() -> None:
     for length in ("7", "257"):
         (problem,) = check_config("bert", {"context": "256", "model.first_length": length})
         assert (problem.where, problem.allowed) == ("--model.first_length", "8 to 256, or null")
+    rows = {"layout.tp": "2", "layout.sequence_parallel": "true", "model.first_length": "9", "model.first_steps": "1"}
+    assert [p.allowed for p in check_config("bert", rows)] == ["tp 1 or 3, or first_length 8 or 10"]
     found = check_config("bert", {"model.n_heads": "5", "model.masked": "1", "layout.tp": "3"})
     assert {p.got.partition(" ")[0] for p in found} == {"model.n_heads", "model.masked", "layout.tp"}
 
