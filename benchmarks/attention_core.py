@@ -14,6 +14,8 @@ import argparse
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
 
 import torch
 
@@ -56,14 +58,22 @@ def attention(shape: tuple[int, int, int, int], dtype: torch.dtype, in_full: boo
     return run
 
 
-def passes(model: Translator, precision: str, in_full: bool) -> Callable[[], None]:
-    """Forward, loss and backward of a translator."""
+def tiny_translator(dropout: float) -> Translator:
+    """A model of Transformer-Tiny's shape."""
+    config = TransformerConfig(d_model=128, n_layers=4, n_heads=4, d_ff=256, activation="relu", dropout=dropout)
+    model = build_model(config, WORDS, 128).train()
+    assert isinstance(model, Translator)
+    return model
+
+
+def passes(model: Translator, precision: str, inside: Callable[[], AbstractContextManager[None]]) -> Callable[[], None]:
+    """Forward, loss and backward of a translator, inside a context."""
     source = Source(torch.randint(1, WORDS, (PAIRS, TOKENS)), torch.full((PAIRS,), TOKENS))
     ids, targets = torch.randint(1, WORDS, (PAIRS, TOKENS)), torch.randint(1, WORDS, (PAIRS, TOKENS))
 
     def run() -> None:
         model.zero_grad()
-        with cores(in_full), step_arithmetic(precision):
+        with inside(), step_arithmetic(precision):
             with arithmetic(precision, CPU):
                 loss = model.terms(source, ids, targets)
             loss.backward()
@@ -101,10 +111,9 @@ def main() -> None:
         sides += [attention(shape, torch.bfloat16, in_full) for in_full in (False, True)]
         name = "core: {} rows, {} heads, {} tokens, width {}".format(*shape)
         rows.append(row(name, turns(sides, options.rounds)))
-    config = TransformerConfig(d_model=128, n_layers=4, n_heads=4, d_ff=256, activation="relu", dropout=0.2)
-    model = build_model(config, WORDS, 128).train()
-    assert isinstance(model, Translator)
-    sides = [passes(model, "fp32", False), *(passes(model, "bf16", in_full) for in_full in (False, True))]
+    model = tiny_translator(0.2)
+    kinds = [("fp32", False), ("bf16", False), ("bf16", True)]
+    sides = [passes(model, precision, partial(cores, in_full)) for precision, in_full in kinds]
     rows.append(row(f"passes of Transformer-Tiny, {PAIRS} pairs of {TOKENS}", turns(sides, options.rounds)))
     columns = ["forward and backward", "fp32, ms", "bf16, ms", "bf16 with float32 cores, ms", "bf16 / the same"]
     body = f"{options.threads} thread, {options.rounds} rounds in turns.\n\n" + table(columns, rows)

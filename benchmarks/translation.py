@@ -47,6 +47,9 @@ RUNGS = {
     "attention-de-en": Rung("+ attention", "multi30k_attention.yaml", "de", "en", 28.3),
     "transformer-de-en": Rung("Transformer", "multi30k_transformer.yaml", "de", "en", 33.0, average=5),
     "transformer-en-fr": Rung("Transformer-Tiny", "multi30k_transformer.yaml", "en", "fr", 55.0, average=5),
+    "transformer-en-fr-full": Rung(
+        "Transformer-Tiny, 8,000 updates", "multi30k_transformer_full.yaml", "en", "fr", None, average=10
+    ),
     "attention-fr-en": Rung("+ attention", "multi30k_attention.yaml", "fr", "en", 45.0),
     "fra-eng": Rung("Transformer-Tiny, fra-eng", "fra_eng_transformer.yaml", "en", "fr", None, average=5),
 }

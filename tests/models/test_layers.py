@@ -7,11 +7,12 @@ import math
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from gradatim.models.layers import core
 from gradatim.models.layers.attention import SelfAttention
 from gradatim.models.layers.core import attend
-from gradatim.models.layers.dropout import drop_words, locked_dropout
+from gradatim.models.layers.dropout import drop_words, dropout, locked_dropout
 from gradatim.models.layers.feed_forward import FeedForward
 from gradatim.models.layers.init import Init, draw
 from gradatim.models.layers.norm import norm_layer
@@ -154,6 +155,51 @@ def test_weight_drop_drops_recurrent_weights_in_training_alone():
     half(x)[0].sum().backward()
     dropped = (half.weight_hh.grad == 0).sum().item()
     assert 8 <= dropped <= 56  # of 64; each dropped weight has no gradient
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(301, 33, 11), (7,), (1, 1), (0, 4)])
+def test_dropout_drops_its_share_keeps_the_mean_and_lets_gradients_through_where_values_pass(dtype, shape):
+    torch.manual_seed(0)
+    x = torch.randn(shape, dtype=dtype, requires_grad=True)
+    y = dropout(x, 0.3, training=True)
+    y.sum().backward()
+    assert y.dtype == dtype and y.shape == x.shape
+    passed = x.grad != 0
+    scale = torch.tensor(65536 / round(0.7 * 65536), dtype=dtype)
+    assert torch.equal(x.grad, passed.to(dtype) * scale)
+    assert torch.equal(y.detach(), x.detach() * passed.to(dtype) * scale)
+    if x.numel() > 10_000:
+        assert passed.double().mean().item() == pytest.approx(0.7, abs=4 * (0.21 / x.numel()) ** 0.5)
+        # No value knows of the next: four of them come from one draw.
+        mask = passed.flatten().double() - passed.double().mean()
+        for apart in range(1, 5):
+            assert abs((mask[apart:] * mask[:-apart]).mean().item()) < 4 * 0.21 / x.numel() ** 0.5
+
+
+@pytest.mark.parametrize(("share", "training"), [(0.0, True), (0.3, False)])
+def test_dropout_that_drops_nothing_gives_the_values_themselves(share, training):
+    x = torch.randn(3, 4)
+    assert dropout(x, share, training) is x
+
+
+@pytest.mark.parametrize("share", [1e-9, 0.001, 0.999, 1 - 1e-9])
+def test_dropout_at_the_ends_of_its_range(share):
+    torch.manual_seed(0)
+    y = dropout(torch.ones(200_000), share, training=True)
+    assert (y == 0).double().mean().item() == pytest.approx(share, abs=4e-4)
+    assert torch.isfinite(y).all()
+
+
+def test_dropout_is_the_same_after_the_same_seed_and_in_what_is_computed_again():
+    x = torch.randn(40, 8, requires_grad=True)
+    torch.manual_seed(5)
+    first = dropout(x, 0.5, training=True)
+    torch.manual_seed(5)
+    again = checkpoint(lambda x: dropout(x, 0.5, training=True) ** 2, x, use_reentrant=False)
+    assert torch.equal(first.detach() ** 2, again.detach())
+    again.sum().backward()
+    torch.testing.assert_close(x.grad, 2 * first.detach() * 2 * (first.detach() != 0))
 
 
 def test_locked_dropout_has_one_mask_for_all_time_steps():

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gradatim.config.settings import BertConfig
 from gradatim.models.layers.attention import SelfAttention
+from gradatim.models.layers.dropout import dropout
 from gradatim.models.layers.embedding import Embedding, Segments
 from gradatim.models.layers.feed_forward import FeedForward
 from gradatim.models.layers.init import Init
@@ -43,7 +44,7 @@ class BertEmbedding(Embedding):
         assert self.positions is not None
         x = at_least_fp32(self.tokens(ids)) + self.positions(first, ids.shape[1])
         x = self.norm(x + self.segments(torch.zeros_like(ids) if segments is None else segments))
-        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+        return dropout(x, self.dropout, self.training)
 
 
 class Block(nn.Module):

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from gradatim.config.settings import RecurrentConfig
-from gradatim.models.layers.dropout import locked_dropout
+from gradatim.models.layers.dropout import dropout, locked_dropout
 from gradatim.models.layers.embedding import Embedding
 from gradatim.models.layers.init import Init
 from gradatim.models.layers.output import Head, Output
@@ -121,5 +120,5 @@ class RecurrentLM(NeuralLanguageModel):
         return x, RecurrentState(x.shape[0], tuple(after))
 
     def _drop(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
-        drop = locked_dropout if self.config.locked_dropout else F.dropout
+        drop = locked_dropout if self.config.locked_dropout else dropout
         return drop(x, self.config.dropout, self.training)

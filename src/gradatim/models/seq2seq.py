@@ -29,6 +29,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from gradatim.config.settings_translators import Seq2SeqConfig
 from gradatim.models.layers.alignment import Alignment
+from gradatim.models.layers.dropout import dropout
 from gradatim.models.layers.embedding import Embedding
 from gradatim.models.layers.init import Init
 from gradatim.models.layers.memory import Memory
@@ -219,7 +220,7 @@ class Seq2Seq(Translator):
         return y, weights, replace(state, fed=last, coverage=covered)
 
     def _drop(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
-        return F.dropout(x, self.config.dropout, self.training) if self.config.dropout else x
+        return dropout(x, self.config.dropout, self.training)
 
 
 def _side_by_side(part: Float[Tensor, "n b h"], layer: int, layers: int) -> Float[Tensor, "b d"]:

@@ -14,7 +14,6 @@ each (scaled tokens are then left as they are), or rotations inside self-attenti
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -22,6 +21,7 @@ from gradatim.config.derived import feed_forward_width
 from gradatim.config.settings_translators import TransformerConfig
 from gradatim.models.layers.attention import SelfAttention
 from gradatim.models.layers.cross_attention import CrossAttention
+from gradatim.models.layers.dropout import dropout
 from gradatim.models.layers.embedding import Embedding
 from gradatim.models.layers.feed_forward import FeedForward
 from gradatim.models.layers.init import Init
@@ -181,7 +181,7 @@ class Transformer(Translator):
             x = x * self.scale
         if self.waves is not None:
             x = x + self.waves[first : first + ids.shape[1]].to(x.dtype)
-        return F.dropout(x, self.config.dropout, self.training) if self.config.dropout else x
+        return dropout(x, self.config.dropout, self.training)
 
     def enter(self, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
         """Target vectors of texts that start here."""

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from gradatim.config.settings import WindowConfig
+from gradatim.models.layers.dropout import dropout
 from gradatim.models.layers.embedding import Embedding
 from gradatim.models.layers.init import Init
 from gradatim.models.layers.output import Head, Output
@@ -55,7 +55,7 @@ class Hidden(nn.Module):
 
     def forward(self, x: Float[Tensor, "b t nd"]) -> Float[Tensor, "b t f"]:
         """Each window by itself."""
-        return F.dropout(torch.tanh(self.hidden(x)), self.dropout, self.training)
+        return dropout(torch.tanh(self.hidden(x)), self.dropout, self.training)
 
 
 class WindowLM(NeuralLanguageModel):

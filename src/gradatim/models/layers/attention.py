@@ -10,13 +10,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gradatim.models.layers.cache import Cache
 from gradatim.models.layers.core import attend
+from gradatim.models.layers.dropout import dropout
 from gradatim.models.layers.linear import Linear
 from gradatim.models.layers.rotary import rotate
 
@@ -74,7 +74,7 @@ class SelfAttention(nn.Module):
         else:
             y = self._core(q, k, v, mask)
         y = self.out(y.transpose(1, 2).reshape(b, t, -1))  # b t h·k -> b t d
-        return F.dropout(y, self.dropout, self.training) if self.dropout else y
+        return dropout(y, self.dropout, self.training)
 
     def _core(
         self,
@@ -83,6 +83,6 @@ class SelfAttention(nn.Module):
         v: Float[Tensor, "b kv all k"],
         mask: Bool[Tensor, "*b t all"] | None,
     ) -> Float[Tensor, "b h t k"]:
-        dropout = self.core_dropout if self.training else 0.0
-        with self.core_random() if dropout else contextlib.nullcontext():
-            return attend(q, k, v, mask, causal=self.causal and mask is None and q.shape[2] > 1, dropout=dropout)
+        share = self.core_dropout if self.training else 0.0
+        with self.core_random() if share else contextlib.nullcontext():
+            return attend(q, k, v, mask, causal=self.causal and mask is None and q.shape[2] > 1, dropout=share)

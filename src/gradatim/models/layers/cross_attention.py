@@ -7,11 +7,11 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from gradatim.models.layers.core import attend
+from gradatim.models.layers.dropout import dropout
 from gradatim.models.layers.linear import Linear
 
 
@@ -55,16 +55,16 @@ class CrossAttention(nn.Module):
         # The rows of one sentence become queries of one attention: b t h k -> n h (b/n t) k.
         q = self.query(x).view(n, b // n * t, -1, self.head_dim).transpose(1, 2)
         mask = None if real is None else real[:, None, None, :]
-        dropout = self.core_dropout if self.training else 0.0
+        share = self.core_dropout if self.training else 0.0
         if show is None:
-            with self.core_random() if dropout else contextlib.nullcontext():
-                y = attend(q, keys, values, mask, dropout=dropout)
+            with self.core_random() if share else contextlib.nullcontext():
+                y = attend(q, keys, values, mask, dropout=share)
         else:
             weights = weights_of(q, keys, mask)  # n h (b/n t) s
             show.append(weights.transpose(1, 2).reshape(b, t, -1, keys.shape[2]).transpose(1, 2))
             y = weights @ values
         y = self.out(y.transpose(1, 2).reshape(b, t, -1))
-        return F.dropout(y, self.dropout, self.training) if self.dropout else y
+        return dropout(y, self.dropout, self.training)
 
 
 def weights_of(

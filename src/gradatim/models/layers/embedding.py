@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from gradatim.models.layers.dropout import drop_words
+from gradatim.models.layers.dropout import drop_words, dropout
 from gradatim.models.layers.output import at_least_fp32
 
 
@@ -62,4 +62,4 @@ class Embedding(nn.Module):
             x = at_least_fp32(self.tokens(ids))
         if self.positions is not None:
             x = x + self.positions(first, ids.shape[1])
-        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+        return dropout(x, self.dropout, self.training)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from gradatim.models.layers.dropout import dropout
 from gradatim.models.layers.linear import Linear
 
 
@@ -39,7 +40,7 @@ class FeedForward(nn.Module):
             gate, up = self.project(x, (self.gate, self.up))
             inner = F.silu(gate) * up
         y: Tensor = self.down(inner)
-        return F.dropout(y, self.dropout, self.training) if self.dropout else y
+        return dropout(y, self.dropout, self.training)
 
 
 def each(x: Float[Tensor, "b t d"], layers: Sequence[nn.Module]) -> list[Float[Tensor, "b t f"]]:

@@ -14,12 +14,12 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from gradatim.config.settings_lora import LoraConfig
 from gradatim.models.layers.attention import SelfAttention
+from gradatim.models.layers.dropout import dropout
 from gradatim.models.layers.feed_forward import FeedForward
 from gradatim.models.layers.linear import Linear, linear
 from gradatim.models.neural import NeuralModel
@@ -82,7 +82,7 @@ class AdaptedLinear(Linear):
         if not (self.dropout and self.training):
             return x
         with self.random():
-            return F.dropout(x, self.dropout)
+            return dropout(x, self.dropout, self.training)
 
 
 def _same(x: Tensor) -> Tensor:

@@ -12,10 +12,10 @@ tensors, not through ``nn.LSTM``, because weight drop (Merity et al., 2018) uses
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from gradatim.models.layers.dropout import dropout
 from gradatim.shapes.recurrent import GATES
 
 
@@ -38,7 +38,7 @@ class Recurrence(nn.Module):
         parts = 2 if self.kind == "lstm" else 1
         given = before or (x.new_zeros(x.shape[0], self.width),) * parts
         state = [part[None].to(x.dtype) for part in given]  # 1 b d
-        recurrent = F.dropout(self.weight_hh, self.weight_drop, self.training) if self.weight_drop else self.weight_hh
+        recurrent = dropout(self.weight_hh, self.weight_drop, self.training)
         weights = [self.weight_ih, recurrent, self.bias_ih, self.bias_hh]
         if self.kind == "lstm":
             y, *after = torch.lstm(x, state, weights, True, 1, 0.0, self.training, False, True)

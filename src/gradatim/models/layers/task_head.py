@@ -8,10 +8,10 @@ each token     W norm(h_i) + w  (BERT: W h_i + w)      labels of words; the ends
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from gradatim.models.layers.dropout import dropout
 from gradatim.models.layers.embedding import WholeSequence
 from gradatim.models.layers.linear import Linear
 from gradatim.models.layers.output import Output
@@ -52,9 +52,7 @@ class TaskHead(nn.Module):
             x = hidden[torch.arange(len(hidden), device=hidden.device), (lengths - 1).clamp(min=0)]
         if self.norm is not None:
             x = self.norm(x)
-        if self.dropout:
-            x = F.dropout(x, self.dropout, self.training)
-        y: Tensor = self.classifier(x)
+        y: Tensor = self.classifier(dropout(x, self.dropout, self.training))
         return y
 
     def next_token_nll(self, hidden: Float[Tensor, "b t d"], targets: Int[Tensor, "b t"]) -> Float[Tensor, ""]:
