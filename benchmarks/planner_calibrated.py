@@ -1,9 +1,9 @@
 """The planner on this machine: steps of a small GPT as predicted from a calibration, and as measured in training.
 
 ``gradatim calibrate`` measures the machine; ``gradatim plan``'s own functions predict layouts of one and two processes
-of one thread each, and choose among all; then training's engines make steps under every layout, in turns, on random
-tokens. A shared machine is faster in one minute than in the next, so all of this is done in several rounds, each with
-a calibration of its own, and the errors of a layout are told as their median and range.
+of one thread each, and choose among all; then training's engines make steps under one layout after the other, on
+random tokens. A shared machine is faster in one minute than in the next, so all of this is done in several rounds, each
+with a calibration of its own, and the errors of a layout are told as their median and range.
 
     OMP_NUM_THREADS=1 python benchmarks/planner_calibrated.py --rounds 5
     OMP_NUM_THREADS=1 python benchmarks/planner_calibrated.py --rounds 2 --keep kept.json        # in pieces
@@ -58,7 +58,10 @@ LAYOUTS: list[dict[str, Any]] = [
 
 
 def work(group: Group, layouts: list[dict[str, Any]], turns: int) -> list[list[float]]:
-    """Seconds of each turn under each layout, in a worker."""
+    """Seconds of each step under each layout, in a worker.
+
+    Those of a layout follow one another, as in training: the memory of an engine that waits may be taken from it.
+    """
     generator = np.random.default_rng(0)
     tokens = generator.integers(0, VOCABULARY, 64 * BATCH * CONTEXT)
     meta = SimpleNamespace(boundary=0)
@@ -66,20 +69,19 @@ def work(group: Group, layouts: list[dict[str, Any]], turns: int) -> list[list[f
     tokenizer = SimpleNamespace(vocab_size=VOCABULARY, boundary=0, opening=0)
     text: Any = SimpleNamespace(tokenizer=tokenizer, source_tokenizer=None, train=file, valid=None)
     meshes: dict[tuple[int, int, int], Any] = {}
-    engines: list[Any] = []
+    seconds: list[list[float]] = []
     for fields in layouts:
         layout = LayoutConfig(**fields)
         config = RunConfig(model=MODEL, layout=layout, context=CONTEXT, global_batch=BATCH, steps=1000)
         grid = (layout.tp, layout.pp, layout.dp)
         if grid == (1, 1, 1):
-            engines.append(SerialEngine(config, text) if group.leads else None)
-            continue
-        if grid not in meshes:
-            meshes[grid] = create_mesh(layout)
-        engines.append(LayoutEngine(config, text, meshes[grid]))
-    seconds: list[list[float]] = [[] for _ in layouts]
-    for turn in range(turns + 2):
-        for taken, engine in zip(seconds, engines):
+            engine: Any = SerialEngine(config, text) if group.leads else None
+        else:
+            if grid not in meshes:
+                meshes[grid] = create_mesh(layout)
+            engine = LayoutEngine(config, text, meshes[grid])
+        seconds.append([])
+        for turn in range(turns + 2):
             everybody(group.mesh)
             started = time.perf_counter()
             if engine is not None:
@@ -87,7 +89,7 @@ def work(group: Group, layouts: list[dict[str, Any]], turns: int) -> list[list[f
                 if engine.world > 1:
                     everybody(group.mesh)
             if turn >= 2:
-                taken.append(time.perf_counter() - started)
+                seconds[-1].append(time.perf_counter() - started)
     everybody(group.mesh)
     return seconds
 
@@ -160,7 +162,7 @@ def main() -> None:
         f"GPT of {model.parameter_count / 1e6:.1f} M parameters ({MODEL.n_layers} layers of width "
         f"{MODEL.d_model}, {VOCABULARY:,} words), {BATCH} x {CONTEXT} tokens a step, fp32, processes of one thread; "
         f"{len(rounds)} rounds, each calibrated anew (which took {spread([each['calibrating'] for each in rounds])} s)"
-        f" and then {options.turns} steps of each layout, in turns, after two that are not counted.\n\n"
+        f" and then {options.turns} steps of each layout in a row, after two that are not counted.\n\n"
         + table(columns, table_rows)
         + f"\n\n|error|: median {statistics.median(sizes):.1f} %, largest {sizes[-1]:.1f} %. The layout that the "
         f"planner chooses among {rounds[0]['considered']} for two processes ({'; '.join(picks)}) takes "
