@@ -152,8 +152,8 @@ def test_a_comparison_looks_at_all_runs_before_it_judges_one(
 def test_labels_of_a_picture_show_where_words_begin() -> None:
     tokens = ["L", "'", "accord", " z", "one", " ", "$", "1", "9", ".", "<|endoftext|>"]
     pieces = ["L", "'", "accord", "z", "·one", "␣", r"\$", "1", "·9", ".", "(end)"]
-    assert labels(tokens, whole_words=False) == pieces
-    assert labels(["un", "chat", "<|endoftext|>"], whole_words=True) == ["un", "chat", "(end)"]
+    assert labels(tokens, "bpe") == pieces
+    assert labels(["un", "chat", "<|endoftext|>"], "word") == ["un", "chat", "(end)"]
 
 
 def test_forced_decoding_reads_the_given_translation(runs: Path, tmp_path: Path, capsys: Any) -> None:

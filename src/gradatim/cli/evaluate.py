@@ -178,7 +178,8 @@ def _blanks(run: Run, checkpoint: str, text: str | None, average: int) -> dict[s
         else:
             own = replace(config.data.tokenizer, path=str(run.directory / "tokenizer.json"))
             data = replace(config.data, train=(text,), valid=(), test=(), tokenizer=own)
-            file = prepare(data, Path(folder) / "text", say).train
+            prepared = prepare(data, Path(folder) / "text", say)
+            file = prepared.test or prepared.train  # a corpus that brings its own parts was trained on
         rows = MaskedRows(
             file, run.tokenizer, model.config, config.context, config.global_batch, config.seed, config.data.packing
         )
@@ -240,7 +241,7 @@ def _pairs(run: Run, source: str | None, target: str | None, quiet: bool = False
     data, tally = run.config.data, Tally()
     if source is not None and target is not None:
         data = replace(data, test=(), split="given", test_source=(source,), test_target=(target,))
-    for split in ("test", "valid"):
+    for split in ("test",) if source is not None else ("test", "valid"):
         found = read_pairs(data, split, tally)
         if found:
             if not quiet:

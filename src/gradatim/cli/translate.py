@@ -99,8 +99,7 @@ def command(
     if picture is not None:
         from gradatim.report.attention import write
 
-        words = translating.tokenizer.token_bytes(translating.tokenizer.boundary) is None
-        for note in write(picture, looked, words):
+        for note in write(picture, looked, translating.tokenizer.kind):
             say(note)
     emit(_document(found, looked), as_json, lambda: _forced(found) if forced is not None else _text(found, n_best))
 

@@ -21,6 +21,16 @@ def feed_forward_width(config: GptConfig | BertConfig | TransformerConfig) -> in
     return 4 * config.d_model
 
 
+def loss_unit(config: RunConfig) -> str:
+    """What a run's loss is counted in."""
+    if config.task.lm_weight > 0:
+        return "nats per row, and of next tokens"
+    if config.task.kind == "none" and isinstance(config.model, BertConfig):
+        return "nats per blank" + (", and per pair" if config.model.pairs != "none" else "")
+    units = {"none": "nats per token", "tag": "nats per word", "regress": "squared error"}
+    return units.get(config.task.kind, "nats per row")
+
+
 def world_size(layout: LayoutConfig) -> int:
     """Processes of a layout."""
     return layout.tp * layout.pp * layout.dp

@@ -3,32 +3,39 @@
 from __future__ import annotations
 
 import codecs
+from collections.abc import Sequence
 
 from gradatim.text.tokenizer import Tokenizer
+
+NEIGHBOURS = 16
+"""Tokens before one that may decide how it is written: whether a space goes before it, as with ``do n't``."""
 
 
 class TextStream:
     """Turns tokens into text as they come.
 
     Where every token stands for fixed bytes (characters, byte pairs) an incremental UTF-8 decoder holds back unfinished
-    characters; elsewhere (words, WordPiece) all tokens so far are decoded again and the new end is taken.
+    characters; elsewhere (words, WordPiece) a token is decoded behind the last few, and the new end is taken.
+
+    Args:
+        tokenizer: that of the tokens.
+        after: tokens that the text follows.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, after: Sequence[int] = ()) -> None:
         self.tokenizer = tokenizer
         self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
-        self._ids: list[int] = []
-        self._said = 0
+        self._last = list(after[-NEIGHBOURS:])
 
     def push(self, token: int) -> str:
         """The text that this token completes, perhaps none."""
         raw = self.tokenizer.token_bytes(token)
         if raw is not None:
             return self._bytes.decode(raw)
-        self._ids.append(token)
-        text = self.tokenizer.decode(self._ids)
-        new, self._said = text[self._said :], len(text)
-        return new
+        said = len(self.tokenizer.decode(self._last)) if self._last else 0
+        text = self.tokenizer.decode([*self._last, token])
+        self._last = [*self._last, token][-NEIGHBOURS:]
+        return text[said:]
 
     def end(self) -> str:
         """What is left of an unfinished character, as U+FFFD."""

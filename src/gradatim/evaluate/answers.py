@@ -31,7 +31,8 @@ class Answered:
     """What the model says of an example."""
 
     probabilities: Float[np.ndarray, "*n o"]
-    """Of each label, of each label for each word, or of each choice; empty for numbers and spans."""
+    """Of each label, of each label for each word, or of each choice; empty for numbers and spans. NaN for a word that
+    was not read: the context cut it off, or it has no tokens."""
     value: float = 0.0
     """regress: the number. span: the probability of the answer's two ends."""
     span: tuple[int, int] = (0, 0)
@@ -80,8 +81,10 @@ class Tuned:
             return Answered(np.zeros(0), float(scores[0]))
         if kind == "tag":
             assert example.places is not None
-            inside = example.places[(example.places >= 0) & (1 + example.places < len(rows.rows[number][0].ids) - 1)]
-            return Answered(scores[1 + torch.from_numpy(inside)].softmax(-1).numpy())
+            read = (example.places >= 0) & (1 + example.places < len(rows.rows[number][0].ids) - 1)
+            table = np.full((len(read), scores.shape[-1]), np.nan)
+            table[read] = scores[1 + torch.from_numpy(example.places[read])].softmax(-1).numpy()
+            return Answered(table)
         if kind == "span":
             return self._span(example, scores, second, len(rows.rows[number][0].ids) - 1)
         if kind == "choice":
@@ -113,11 +116,8 @@ class Tuned:
         if kind == "regress":
             return {**_texts(texts), "value": answered.value}
         if kind == "tag":
-            best = share.argmax(-1) if len(share) else []
-            tags: list[str | None] = [self.labels[k] for k in best]
-            certain: list[float | None] = [float(row.max()) for row in share]
-            short = len(texts) - len(tags)
-            return {"words": list(texts), "labels": tags + [None] * short, "probabilities": certain + [None] * short}
+            certain = [None if np.isnan(row[0]) else float(row.max()) for row in share]
+            return {"words": list(texts), "labels": self._tags(share), "probabilities": certain}
         if kind == "span":
             begin, end = answered.span
             found = {"answer": texts[1][begin:end].strip(), "begin": begin, "end": end, "probability": answered.value}
@@ -156,29 +156,34 @@ class Tuned:
         table = metrics.confusion(truth, found, len(self.labels))
         scores = metrics.label_scores(table, self.labels)
         one = len(self.labels) == 2
+        met = np.asarray(table).sum(0) + np.asarray(table).sum(1) > 0  # in the rows or among the answers
         return {
             "accuracy": metrics.accuracy(table),
-            "f1": scores[1].f1 if one else float(np.mean([score.f1 for score in scores])),
+            "f1": scores[1].f1 if one else float(np.mean([score.f1 for score, there in zip(scores, met) if there])),
             "matthews": metrics.matthews(table),
             "f1_of": self.labels[1] if one else "all labels alike (macro)",
             "by_label": [asdict(score) for score in scores],
         }
 
     def _judge_tags(self, found: Sequence[Example], answered: Sequence[Answered]) -> dict[str, Any]:
-        """Of all words; for one that the context cut off, the model is taken to say O (or the first label)."""
+        """Of all words; for one that was not read, the model is taken to say O (or the first label)."""
         numbers = {label: number for number, label in enumerate(self.labels)}
         default = "O" if "O" in numbers else self.labels[0]
         said, cut = [], 0
-        for example, each in zip(found, answered):
-            tags = [self.labels[k] for k in each.probabilities.argmax(-1)] if len(each.probabilities) else []
-            cut += len(example.texts) - len(tags)
-            said.append(tags + [default] * (len(example.texts) - len(tags)))
+        for each in answered:
+            tags = self._tags(each.probabilities)
+            cut += tags.count(None)
+            said.append([tag or default for tag in tags])
         truth = [list(example.label) for example in found if isinstance(example.label, tuple)]
         flat = [[numbers[tag] for row in side for tag in row] for side in (truth, said)]
         facts = self._judge_classes(flat[0], flat[1]) | {"words": len(flat[0]), "words_cut": cut}
         if metrics.names_entities(self.labels):
             facts |= {"f1": metrics.entity_f1(truth, said), "f1_of": "whole entities"}
         return facts
+
+    def _tags(self, table: Float[np.ndarray, "n o"]) -> list[str | None]:
+        """The likeliest label of each word that was read."""
+        return [None if np.isnan(row[0]) else self.labels[int(row.argmax())] for row in table]
 
     def _judge_spans(self, found: Sequence[Example], answered: Sequence[Answered]) -> dict[str, Any]:
         exact, overlap = [], []

@@ -47,8 +47,10 @@ def judge(hypotheses: Sequence[str], references: Sequence[str], *, lowercase: bo
 
     metric = BLEU(lowercase=lowercase, force=True)  # its warning about tokenised text is ours to give: ``remark``
     score = metric.corpus_score(list(hypotheses), [list(references)])
-    older = BLEU(tokenize="none", force=True) if tokenised else BLEU(tokenize="13a", lowercase=True, force=True)
-    by = "the text's own spaces" if tokenised else "13a, lower case"
+    by = "the text's own spaces" if tokenised else "13a"
+    older = BLEU(tokenize="none" if tokenised else "13a", lowercase=lowercase or not tokenised, force=True)
+    if lowercase or not tokenised:
+        by += ", lower case"
     return Judged(
         bleu=float(score.score),
         chrf=float(CHRF(lowercase=lowercase).corpus_score(list(hypotheses), [list(references)]).score),

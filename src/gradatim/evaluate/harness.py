@@ -12,6 +12,7 @@ among the continuation's. ``lm_eval`` is needed by ``harness_model`` alone.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,8 @@ from gradatim.text.tokenizer import Tokenizer
 
 NUMBERS_AT_ONCE = 1 << 25
 """Log-probabilities held at once."""
+OFF = (0, -1)
+"""Values of ``top_k`` with which other programs switch it off."""
 MAX_NEW = 256
 """Tokens generated where a task names no limit, as the harness's own models do."""
 
@@ -132,8 +135,13 @@ class Answers:
 
     # ------------------------------------------------------------------ continuations
 
-    def until(self, context: str, settings: Mapping[str, Any]) -> str:
+    def until(self, context: str, settings: Mapping[str, Any], repeat: int = 0) -> str:
         """What follows a context, up to the first of the stop strings, which is left out.
+
+        Args:
+            context: what is completed.
+            settings: of generation, as a task has them.
+            repeat: how often the same was asked before: of samples every one is drawn anew.
 
         Raises:
             ConfigError: a setting that this program's decoding has not.
@@ -142,11 +150,13 @@ class Answers:
         stop = given.pop("until", None) or []
         stop = [stop] if isinstance(stop, str) else list(stop)
         most = given.pop("max_gen_toks", given.pop("max_new_tokens", MAX_NEW))
-        temperature = float(given.pop("temperature", 0.0) or 0.0)
-        samples = given.pop("do_sample", temperature > 0)
+        asked = given.pop("temperature", None)
+        temperature = float(asked or 0.0)
+        samples, top_k = given.pop("do_sample", temperature > 0), given.pop("top_k", None)
         sampling = Sampling(
-            temperature=(temperature or 1.0) if samples else 0.0, top_k=given.pop("top_k", None),
-            top_p=given.pop("top_p", None), seed=int(given.pop("seed", 0)),
+            temperature=(1.0 if asked is None else temperature) if samples else 0.0,
+            top_k=None if top_k in OFF else top_k,
+            top_p=given.pop("top_p", None), seed=int(given.pop("seed", 0)) + repeat,
         )  # fmt: skip
         if given:
             raise ConfigError(
@@ -194,7 +204,15 @@ def harness_model(answers: Answers, name: str = "gradatim") -> Any:
             return [self._kept("loglikelihood_rolling", r.args, answers.rolling(r.args[0])) for r in requests]
 
         def generate_until(self, requests: Sequence[Any]) -> list[str]:
-            return [self._kept("generate_until", r.args, answers.until(*r.args)) for r in requests]
+            asked: Counter[str] = Counter()
+            found = []
+            for request in requests:
+                question = repr(request.args)
+                context, settings = request.args
+                answer = answers.until(context, settings, asked[question])
+                asked[question] += 1
+                found.append(self._kept("generate_until", request.args, answer))
+            return found
 
         def _kept(self, kind: str, question: Any, answer: Any) -> Any:
             self.cache_hook.add_partial(kind, question, answer)

@@ -82,7 +82,7 @@ def evaluate_pairs(
             bytes=size,
             nats_per_token=mean if math.isfinite(mean) else None,
             perplexity=math.exp(mean) if mean < 700 else None,
-            perplexity_without_unknown=math.exp(-float(known.mean())) if len(known) else None,
+            perplexity_without_unknown=math.exp(-float(known.mean())) if len(known) and -known.mean() < 700 else None,
             bits_per_byte=-float(found.sum()) / math.log(2) / size if whole else None,
             sources_cut=sum(answer.cut > 0 for answer in answers),
             references_too_long=longer,

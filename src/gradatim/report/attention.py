@@ -67,29 +67,36 @@ class Looked:
             document["heads"] = {name: table.tolist() for name, table in zip(self.names, self.weights, strict=True)}
         return document
 
-    def pharaoh(self, whole_words: bool) -> str:
-        """``0-0 1-2 …``; ``whole_words``: every token is a word, else a space begins one."""
-        source, target = (words_of(tokens[:-1], whole_words) for tokens in (self.source, self.target))
+    def pharaoh(self, pieces: str) -> str:
+        """``0-0 1-2 …`` between words; ``pieces`` is the tokenizers' kind, which tells where words begin."""
+        ended = self.target[-1:] == self.source[-1:]  # by the end mark, which a translation may not have reached
+        source, target = words_of(self.source[:-1], pieces), words_of(self.target[: -1 if ended else None], pieces)
         links = []
-        for number, pieces in enumerate(target):
-            row = self.mean[pieces].mean(0)
+        for number, places in enumerate(target):
+            row = self.mean[places].mean(0)
             scores = [row[columns].sum() for columns in source]
             if scores:
                 links.append(f"{int(np.argmax(scores))}-{number}")
         return " ".join(links)
 
 
-def words_of(tokens: Sequence[str], whole_words: bool) -> list[list[int]]:
-    """The places of each word's pieces."""
+def _begins_word(token: str, pieces: str) -> bool:
+    if pieces == "wordpiece":
+        return not token.startswith("##")
+    return pieces == "word" or token[:1].isspace()
+
+
+def words_of(tokens: Sequence[str], pieces: str) -> list[list[int]]:
+    """The places of each word's pieces: every token is a word, ``##`` goes on with one, or a space begins one."""
     found: list[list[int]] = []
     for place, token in enumerate(tokens):
-        if whole_words or not found or token[:1].isspace():
+        if not found or _begins_word(token, pieces):
             found.append([])
         found[-1].append(place)
     return found
 
 
-def write(path: Path, looked: Sequence[Looked | None], whole_words: bool) -> list[str]:
+def write(path: Path, looked: Sequence[Looked | None], pieces: str) -> list[str]:
     """Write the attention of some translations in the format that the path's ending names; what is to be said of it.
 
     ``.png`` and ``.svg`` show one translation, the others any number. Where a sentence was empty (None) a ``.json`` has
@@ -107,16 +114,16 @@ def write(path: Path, looked: Sequence[Looked | None], whole_words: bool) -> lis
         rows = [None if each is None else each.as_json(heads=True) for each in looked]
         path.write_text(json.dumps(rows, ensure_ascii=False) + "\n", "utf-8")
     elif kind in (".txt", ".pharaoh"):
-        lines = ["" if each is None else each.pharaoh(whole_words) for each in looked]
+        lines = ["" if each is None else each.pharaoh(pieces) for each in looked]
         path.write_text("".join(f"{line}\n" for line in lines), "utf-8")
     elif kind == ".html":
-        path.write_text(attention_page(there, whole_words), "utf-8")
+        path.write_text(attention_page(there, pieces), "utf-8")
     else:
-        path.write_bytes(draw(there[0], kind[1:], whole_words))
+        path.write_bytes(draw(there[0], kind[1:], pieces))
     return notes
 
 
-def draw(looked: Looked, kind: str, whole_words: bool) -> bytes:
+def draw(looked: Looked, kind: str, pieces: str) -> bytes:
     """A heat map of the mean, and below it one of each attention where there are several; png or svg."""
     several = len(looked.names) > 1
     rows = -(-len(looked.names) // HEADS_ACROSS) if several else 0
@@ -131,7 +138,7 @@ def draw(looked: Looked, kind: str, whole_words: bool) -> bytes:
         for axis, tokens in ((axes.xaxis, looked.source), (axes.yaxis, looked.target)):
             step = -(-len(tokens) // LABELLED)
             places = list(range(0, len(tokens), step))
-            names = labels(tokens, whole_words)
+            names = labels(tokens, pieces)
             axis.set_ticks(places, [names[place] for place in places])
         axes.xaxis.tick_top()
         axes.tick_params(axis="x", rotation=60)
@@ -161,28 +168,31 @@ def _map(axes: Any, table: NDArray[np.float64]) -> Any:
     return axes.imshow(table, cmap="Blues", vmin=0.0, vmax=float(table.max()), aspect="auto", interpolation="nearest")
 
 
-def labels(tokens: Sequence[str], whole_words: bool) -> list[str]:
+def labels(tokens: Sequence[str], pieces: str) -> list[str]:
     """Tokens as labels: pieces that go on with a word begin with a dot, the end mark is called (end)."""
-    pieces = not whole_words and any(len(token.strip()) > 1 for token in tokens if token != BOUNDARY)
+    dotted = pieces in ("bpe", "char") and any(len(token.strip()) > 1 for token in tokens if token != BOUNDARY)
     found = []
     for place, token in enumerate(tokens):
         name = token.strip().replace("$", r"\$") or "␣"  # matplotlib would read dollar signs as mathematics
+        name = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
         if token == BOUNDARY:
             name = "(end)"
-        elif pieces and place and token[:1].isalnum() and tokens[place - 1][-1:].isalnum():
+        elif pieces == "wordpiece" and name.startswith("##"):
+            name = f"·{name[2:]}"
+        elif dotted and place and token[:1].isalnum() and tokens[place - 1][-1:].isalnum():
             name = f"·{name}"
         found.append(name)
     return found
 
 
-def attention_page(looked: Sequence[Looked], whole_words: bool) -> str:
+def attention_page(looked: Sequence[Looked], pieces: str) -> str:
     """All maps on one page."""
     sections = []
     for each in looked:
-        drawing = draw(each, "svg", whole_words).decode("utf-8")
+        drawing = draw(each, "svg", pieces).decode("utf-8")
         text = " ".join(each.sentence.split())
         caption = "Rows: tokens of the translation. Columns: tokens of the source. Darker: more weight."
-        if not whole_words:
+        if pieces != "word":
             caption += " A dot before a token: it goes on with the word."
         sections.append(page.section(text, page.figure(drawing[drawing.index("<svg") :], caption)))
     return page.page("Attention", "Where the model looked while it wrote.", sections, "gradatim translate --attention")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gradatim import __version__
-from gradatim.config.derived import world_size
+from gradatim.config.derived import loss_unit, world_size
 from gradatim.report import figures, page
 from gradatim.report.layout import layout_sections, layout_text
 from gradatim.train import Run
@@ -30,7 +30,7 @@ def run_report(directory: Path) -> str:
             "training": [(row["step"], row["loss"]) for row in rows if row.get("loss") is not None],
             "validation": [(row["step"], row["valid_loss"]) for row in rows if row.get("valid_loss") is not None],
         }
-        drawing = figures.curves(losses, title="Loss by step", x_label="step", y_label=_unit(run))
+        drawing = figures.curves(losses, title="Loss by step", x_label="step", y_label=loss_unit(run.config))
         sections.append(
             page.section(
                 "Loss",
@@ -58,18 +58,10 @@ def run_report(directory: Path) -> str:
     )
 
 
-def _unit(run: Run) -> str:
-    """What the loss is counted in."""
-    if run.config.task.lm_weight > 0:
-        return "nats per row, and of next tokens"
-    return {"none": "nats per token", "tag": "nats per word", "regress": "squared error"}.get(
-        run.config.task.kind, "nats per row"
-    )
-
-
 def _facts(run: Run, rows: list[dict[str, Any]]) -> list[tuple[str, object]]:
     last = rows[-1] if rows else {}
     plain = run.config.task.kind == "none"
+    per_token = plain and run.config.model.kind != "bert"
     valid = [row["valid_loss"] for row in rows if row.get("valid_loss") is not None]
     found: list[tuple[str, object]] = [
         ("model", run.config.model.kind),
@@ -83,7 +75,7 @@ def _facts(run: Run, rows: list[dict[str, Any]]) -> list[tuple[str, object]]:
         ("tokens learned from", last.get("tokens")),
         ("seconds", last.get("seconds")),
         ("best validation loss", min(valid) if valid else None),
-        *([("its perplexity", math.exp(min(valid)) if valid and min(valid) < 700 else None)] if plain else []),
+        *([("its perplexity", math.exp(min(valid)) if valid and min(valid) < 700 else None)] if per_token else []),
         *machine_facts(run.directory),
     ]
     return found

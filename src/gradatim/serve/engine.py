@@ -160,10 +160,8 @@ def _choices(
 
 
 def _choice(tokenizer: Tokenizer, request: Request, prompt: str, ids: list[int]) -> Choice:
-    text = TextStream(tokenizer)
-    if not tokenizer.lossless:  # words are joined by spaces, sub-words to what comes before them
-        for token in ids:
-            text.push(token)
+    # Words are joined by spaces, sub-words to what comes before them.
+    text = TextStream(tokenizer, () if tokenizer.lossless else ids)
     spaced = not tokenizer.lossless and prompt[-1:].isspace()
     return Choice(tokenizer, text, StopAt(request.stop), len(prompt), spaced, shown=len(prompt))
 

@@ -234,7 +234,7 @@ def _is_unicode(text: str) -> bool:
 def _unknown(name: str, value: object) -> Problem:
     from gradatim.config.decode import nearest
 
-    name = name[:80]
+    name = name[:80].encode("utf-8", "backslashreplace").decode()
     guess = nearest(name, FIELDS)
     return Problem(where=name, what="there is no such field", got=_shown(value), allowed=", ".join(FIELDS),
                    attempt=guess or "leave it out")  # fmt: skip
@@ -245,7 +245,10 @@ def _wrong(name: str, value: object, allowed: str, what: str = "out of range or 
 
 
 def _shown(value: object) -> str:
-    text = json.dumps(value)
+    try:
+        text = json.dumps(value)
+    except RecursionError:
+        return "a value nested too deep to be shown"
     return text if len(text) <= 80 else text[:79] + "…"
 
 

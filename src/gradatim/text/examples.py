@@ -124,7 +124,8 @@ def _choices(row: Row, task: TaskConfig, where: str) -> tuple[str, ...]:
 
 
 def _class(value: Any, texts: tuple[str, ...], where: str) -> str:
-    if value is None or isinstance(value, (dict, list)) or not str(value).strip():
+    nothing = value is None or isinstance(value, (dict, list)) or (isinstance(value, float) and math.isnan(value))
+    if nothing or not str(value).strip():
         raise DataError(Problem(where=where, what="this row has no label", got=str(value)[:100] if value else "nothing",
                                 allowed="a word or a number", attempt="leave the row out"))  # fmt: skip
     if isinstance(value, bool):
@@ -154,9 +155,14 @@ def _tags(value: Any, texts: tuple[str, ...], where: str) -> tuple[str, ...]:
 
 def _right(value: Any, texts: tuple[str, ...], where: str) -> int:
     choices = texts[1:]
-    if isinstance(value, str) and value in choices:
-        return choices.index(value)
+    named = choices.index(value) if isinstance(value, str) and value in choices else None
     number = int(value) if isinstance(value, (int, str)) and str(value).strip().isdecimal() else -1
+    if named is not None and named != number and 0 <= number < len(choices):
+        what = "this label is the text of one choice and the number of another"
+        raise DataError(Problem(where=where, what=what, got=str(value)[:100],
+                                attempt="numbers in .jsonl or .parquet, which are no text"))  # fmt: skip
+    if named is not None:
+        return named
     if isinstance(value, bool) or not 0 <= number < len(choices):
         raise DataError(Problem(where=where, what="this label is none of the choices", got=str(value)[:100],
                                 allowed=f"0 to {len(choices) - 1}, or the text of a choice"))  # fmt: skip

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tokenizers
 
 from gradatim.errors import DataError
-from gradatim.text.tokenizer import Ids, Tokenizer, byte_characters, characters, foreign
+from gradatim.text.tokenizer import Ids, Tokenizer, byte_characters, characters, foreign, steps, template_opening
 
 SPACE = "▁"
 ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<|eos|>", "<eos>")
@@ -50,8 +50,6 @@ class LibraryTokenizer(Tokenizer):
         byte_fallback = bool(facts["model"].get("byte_fallback"))
         super().__init__(engine, end, None if byte_fallback else unknown)
         engine.encode_special_tokens = True
-        engine.no_truncation()
-        engine.no_padding()
         byte_level = any(step.get("type") == "ByteLevel" for step in steps(facts.get("pre_tokenizer")))
         before = [*steps(facts.get("normalizer")), *steps(facts.get("pre_tokenizer"))]
         if not byte_level and not any(_spaces(step) for step in before):
@@ -60,6 +58,7 @@ class LibraryTokenizer(Tokenizer):
             raise DataError(foreign("it uses merge dropout"))
         self.prefixed = any(map(_puts_space, before))
         """Whether a space is put before texts, or before those that begin with none, which decoding cannot tell."""
+        self.prepends = any(step.get("type") == "Prepend" and _puts_space(step) for step in before)
         always = {step.get("type") == "Prepend" or not _puts_space(step) for step in before}
         kept = all(step.get("type") in KEEPING or _spaces(step) for step in before) and all(always)
         self.lossless = (byte_level or byte_fallback) and kept
@@ -77,8 +76,9 @@ class LibraryTokenizer(Tokenizer):
                 )
             else:
                 self.bytes[number] = _spelt(piece)
-        opening = _opening(facts, engine)
-        self.opening = self.boundary if opening is None else opening
+        named = next((number for name in BEGINS if (number := engine.token_to_id(name)) is not None), self.boundary)
+        first = template_opening(facts)
+        self.opening = named if first is None else first
 
     def encode(self, text: str) -> list[int]:
         """Ids by the library's own engine."""
@@ -109,17 +109,6 @@ class LibraryTokenizer(Tokenizer):
         return self.bytes[token]
 
 
-def steps(step: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
-    """The parts of a normalizer, pre-tokenizer or post-processor, whether it is one or a sequence."""
-    if step is None:
-        return
-    inner = next((step[name] for name in ("normalizers", "pretokenizers", "processors") if name in step), None)
-    if inner is None:
-        yield step
-    for each in inner or ():
-        yield from steps(each)
-
-
 def _spaces(step: Mapping[str, Any]) -> bool:
     """Whether a step writes ▁ for spaces."""
     replaces = step.get("type") == "Replace" and step.get("content") == SPACE
@@ -141,13 +130,3 @@ def _spelt(piece: str) -> bytes:
     if found := re.fullmatch(r"<0x([0-9A-F]{2})>", piece):
         return bytes([int(found[1], 16)])
     return piece.replace(SPACE, " ").encode()
-
-
-def _opening(facts: Mapping[str, Any], engine: tokenizers.Tokenizer) -> int | None:
-    """The token that the library puts before a text, or one that is named so."""
-    for step in steps(facts.get("post_processor")):
-        first = (step.get("single") or [{}])[0] if step.get("type") == "TemplateProcessing" else {}
-        if "SpecialToken" in first:
-            found: int = step["special_tokens"][first["SpecialToken"]["id"]]["ids"][0]
-            return found
-    return next((number for name in BEGINS if (number := engine.token_to_id(name)) is not None), None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -37,10 +37,23 @@ def read_pairs(data: DataConfig, split: str, tally: Tally) -> list[Pair]:
         DataError: a file is missing, lacks a language, or the two of a pair differ in length.
         LaunchError: a package that this kind of source needs is not installed.
     """
-    if data.split == "component":
-        everything = list(_kept(_named(data, "train", tally), tally))
-        return [pair for pair, part in zip(everything, parts(everything, data.held_out), strict=True) if part == split]
-    return list(_kept(_named(data, split, tally), tally))
+    return read_splits(data, [split], {split: tally, "train": tally})[split]
+
+
+def read_splits(data: DataConfig, splits: Sequence[str], tallies: Mapping[str, Tally]) -> dict[str, list[Pair]]:
+    """The pairs of several splits; of one corpus that is shared out, ``train``'s tally counts what it lacks.
+
+    Raises:
+        DataError, LaunchError: as ``read_pairs``.
+    """
+    if data.split != "component":
+        return {split: list(_kept(_named(data, split, tallies[split]), tallies[split])) for split in splits}
+    everything = list(_kept(_named(data, "train", tallies["train"]), tallies["train"]))
+    shared: dict[str, list[Pair]] = {split: [] for split in splits}
+    for pair, part in zip(everything, parts(everything, data.held_out), strict=True):
+        if part in shared:
+            shared[part].append(pair)
+    return shared
 
 
 def embedded_pairs(name: str) -> dict[str, list[Pair]]:

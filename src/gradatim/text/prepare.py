@@ -6,6 +6,7 @@ prepared once and a changed file is noticed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -231,11 +232,13 @@ def _encode(tokenizer: Tokenizer, documents: Iterator[str]) -> Iterator[Ids]:
 
 
 def _publish(fresh: Path, folder: Path) -> None:
-    if folder.is_dir():  # an earlier, unfinished folder or a user's own: put our files into it, the report last
-        for path in sorted(fresh.iterdir(), key=lambda path: path.name == "report.json"):
-            path.replace(folder / path.name)
-    else:
-        fresh.rename(folder)
+    if not folder.is_dir():
+        with contextlib.suppress(OSError):  # another process has just made it
+            fresh.rename(folder)
+            return
+    # An earlier, unfinished folder or a user's own: put our files into it, the report last.
+    for path in sorted(fresh.iterdir(), key=lambda path: path.name == "report.json"):
+        path.replace(folder / path.name)
 
 
 def _sum(counts: list[dict[str, int]]) -> dict[str, int]:

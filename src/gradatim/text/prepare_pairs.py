@@ -16,10 +16,10 @@ import numpy as np
 
 from gradatim.config.settings import DataConfig
 from gradatim.errors import DataError, Problem
-from gradatim.text.pairs import brings_its_own_parts, read_pairs
+from gradatim.text.pairs import brings_its_own_parts, read_splits
 from gradatim.text.sources import Tally
 from gradatim.text.tokenfile import TokenFile
-from gradatim.text.tokenizer import Tokenizer
+from gradatim.text.tokenizer import Tokenizer, load_tokenizer
 from gradatim.text.vocabulary import train_tokenizer
 from gradatim.text.words import split_words
 
@@ -37,7 +37,7 @@ def make_pairs(config: DataConfig, folder: Path, say: Callable[[str], None]) -> 
     """
     tallies = {split: Tally() for split in SPLITS}
     wanted = [split for split in SPLITS if split == "train" or _is_named(config, split)]
-    pairs = {split: read_pairs(config, split, tallies[split]) for split in wanted}
+    pairs = read_splits(config, wanted, tallies)
     for split in wanted:
         if not pairs[split] and (split == "train" or config.split == "given"):
             raise DataError(Problem(where=f"data.{split}", what="there are no pairs",
@@ -97,6 +97,10 @@ def _is_named(config: DataConfig, split: str) -> bool:
 
 
 def _learn(config: DataConfig, texts: Sequence[str], say: Callable[[str], None]) -> Tokenizer:
+    """The one that the config names, or one learned from the training pairs."""
+    if config.tokenizer.path is not None:
+        say(f"taking the vocabulary of {config.tokenizer.path}")
+        return load_tokenizer(Path(config.tokenizer.path))
     say(f"learning a {config.tokenizer.kind} vocabulary from {len(texts):,} sentences")
     return train_tokenizer(config.tokenizer, texts)
 

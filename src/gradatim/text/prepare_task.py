@@ -220,7 +220,8 @@ def encode(found: Sequence[Example], tokenizer: Tokenizer, config: RunConfig, la
 
 
 def _words(example: Example, tokenizer: Tokenizer, numbers: dict[str, int], last: bool) -> Encoded:
-    spaced = tokenizer.kind in ("bpe", "char")  # whose words know of the space before them
+    # Words of these know of the space before them, which some put there themselves.
+    spaced = tokenizer.kind in ("bpe", "char") and not tokenizer.prepends
     pieces = tokenizer.encode_batch([f" {w}" if spaced and i else w for i, w in enumerate(example.texts)])
     sizes = np.array([len(piece) for piece in pieces], np.int64)
     ends = np.cumsum(sizes)
@@ -236,7 +237,9 @@ def _passage(example: Example, tokenizer: Tokenizer) -> Encoded:
     answer, label = example.label, None
     if isinstance(answer, Answer):
         inside = [n for n, (begin, end) in enumerate(offsets) if end > answer.begin and begin < answer.end]
-        label = np.array([inside[0], inside[-1]] if answer.texts and inside else [-1, -1], np.int64)
+        # An answer of which no token is left lies nowhere in the row, like one that the context cuts off.
+        ends = [inside[0], inside[-1]] if inside else [0, len(offsets)]
+        label = np.array(ends if answer.texts else [-1, -1], np.int64)
     ids = (np.asarray(tokenizer.encode(question), np.int64), np.asarray(found.ids, np.int64))
     return Encoded(ids, label, offsets=offsets)
 

@@ -33,6 +33,8 @@ SAMPLE = 1 << 16
 ODD_SHARE = 0.25
 """Largest share of NUL and invalid characters in a text: a page of French in Latin-1 has up to 16 %, archives and token
 ids have 40 % and more."""
+UNSEEN = "\ufeff\u200b\u200c\u200d\u2060"
+"""Characters besides white space that nobody sees."""
 NO_TEXT = "this file is not text in UTF-8"
 ODD_LEAST = 32
 """Fewer than this many are no sign of anything."""
@@ -91,7 +93,7 @@ def read_documents(
     """
     for name in names:
         for text, size in _source(name, split, config, tally, where or f"data.{split}"):
-            if text.strip("\n\r\t \ufeff"):
+            if text.strip().strip(UNSEEN):
                 tally.documents += 1
                 tally.bytes += size
                 yield text

@@ -15,7 +15,7 @@ import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -62,6 +62,8 @@ class Tokenizer(ABC):
     """Whether decoding returns every text whose encoding has no unknown token."""
     lowercase: bool = False
     """Whether text is folded to lower case first."""
+    prepends: bool = False
+    """Whether a space is put before every text, also before one that begins with a space."""
 
     def __init__(self, engine: tokenizers.Tokenizer, boundary: str, unknown: str | None) -> None:
         self.engine = engine
@@ -193,6 +195,8 @@ class BpeTokenizer(Tokenizer):
         self.lowercase, self.lossless = lowercase, not lowercase
         engine.encode_special_tokens = True  # the name of the boundary is text like any other
         facts = json.loads(engine.to_str())
+        opening = template_opening(facts)
+        self.opening = self.boundary if opening is None else opening
         added = {entry["content"]: entry for entry in facts["added_tokens"]}
         if any(not entry["special"] for entry in added.values()):
             raise DataError(foreign("it has added tokens that are not special"))
@@ -261,7 +265,8 @@ class BpeTokenizer(Tokenizer):
 
     def token_text(self, token: int) -> str:
         """The text of a token; incomplete characters as escapes."""
-        return BOUNDARY if token == self.boundary else self.bytes[token].decode("utf-8", "backslashreplace")
+        name = str(self.engine.id_to_token(token))  # of special ones, which stand for no bytes
+        return self.bytes[token].decode("utf-8", "backslashreplace") or name
 
     def token_bytes(self, token: int) -> bytes:
         """The token's bytes."""
@@ -367,7 +372,9 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 def wrap(engine: tokenizers.Tokenizer) -> Tokenizer:
-    """The tokenizer that encodes as ``engine`` does, by whichever means is quickest."""
+    """The tokenizer that encodes as ``engine`` does, by whichever means is quickest; texts whole, and not filled up."""
+    engine.no_truncation()
+    engine.no_padding()
     facts = json.loads(engine.to_str())
     kind, before = facts["model"]["type"], facts.get("pre_tokenizer") or {}
     lowercase = (facts.get("normalizer") or {}).get("type") == "Lowercase"
@@ -384,7 +391,8 @@ def wrap(engine: tokenizers.Tokenizer) -> Tokenizer:
     byte_level = (
         before.get("type") == "ByteLevel" and not before.get("add_prefix_space") and before.get("use_regex", True)
     )
-    if kind == "BPE" and byte_level and (facts.get("normalizer") is None or lowercase):
+    whole_words = facts["model"].get("ignore_merges")  # tokens that no merge makes, which BpeTokenizer has not
+    if kind == "BPE" and byte_level and not whole_words and (facts.get("normalizer") is None or lowercase):
         for boundary in (BOUNDARY, "</s>", "<|end_of_text|>"):
             if engine.token_to_id(boundary) is not None:
                 return BpeTokenizer(engine, boundary, lowercase)
@@ -394,6 +402,27 @@ def wrap(engine: tokenizers.Tokenizer) -> Tokenizer:
 
         return LibraryTokenizer(engine)
     raise DataError(foreign(f"its kind ({kind} after {before.get('type')}) is not supported"))
+
+
+def steps(step: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
+    """The parts of a normalizer, pre-tokenizer or post-processor, whether it is one or a sequence."""
+    if step is None:
+        return
+    inner = next((step[name] for name in ("normalizers", "pretokenizers", "processors") if name in step), None)
+    if inner is None:
+        yield step
+    for each in inner or ():
+        yield from steps(each)
+
+
+def template_opening(facts: Mapping[str, Any]) -> int | None:
+    """The token that the file's own template puts before a text."""
+    for step in steps(facts.get("post_processor")):
+        first = (step.get("single") or [{}])[0] if step.get("type") == "TemplateProcessing" else {}
+        if "SpecialToken" in first:
+            found: int = step["special_tokens"][first["SpecialToken"]["id"]]["ids"][0]
+            return found
+    return None
 
 
 def foreign(what: str, where: str = "tokenizer.json") -> Problem:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gradatim.config import config_to_yaml
+from gradatim.config.derived import loss_unit
 from gradatim.config.grid import layout_text
 from gradatim.config.settings import NgramConfig, RunConfig
 from gradatim.config.tuned import model_of
@@ -281,12 +282,7 @@ class Trainer:
         row["valid_loss"] = loss
         counters.judged(loss)
         best = math.nan if counters.best is None else counters.best
-        progress.note(f"step {counters.step}  validation loss {loss:.4f} {self._unit()} (best {best:.4f})")
-
-    def _unit(self) -> str:
-        """What the validation loss is counted in."""
-        rows = {"regress": "squared, of rows", "tag": "nats per word", "none": "nats per token"}
-        return rows.get(self.config.task.kind, "nats per row")
+        progress.note(f"step {counters.step}  validation loss {loss:.4f} {loss_unit(self.config)} (best {best:.4f})")
 
     def valid_loss(self, stop: Callable[[], bool] = lambda: False) -> float:
         """Nats per validation token."""

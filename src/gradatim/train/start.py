@@ -73,7 +73,9 @@ def open_weights(path: Path, which: str = "best") -> Weights:
     found = open_directory(path)
     own = found.path / "tokenizer.json"
     fingerprint = load_tokenizer(own).fingerprint if own.is_file() else None
-    shapes = {shape.name: shape.shape for shape in parameters(found.config, found.vocab_size, found.context)}
+    words = found.vocab_size  # rows that theirs have, where ours would be filled up to a multiple
+    shapes = {shape.name: (words, *shape.shape[1:]) if shape.split == VOCAB else shape.shape
+              for shape in parameters(found.config, words, found.context)}  # fmt: skip
     given = {name: shapes[name] for name in found.names()}
     return Weights(
         str(path), found.config, fingerprint, None, own, given, found.absent, lambda name: found.read(name).float(),

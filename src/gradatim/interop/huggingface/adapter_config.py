@@ -20,12 +20,18 @@ if TYPE_CHECKING:
     from gradatim.interop.huggingface.names import Architecture
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-REFUSED: dict[str, tuple[Any, ...]] = {
-    "bias": ("none",), "use_dora": (False,), "lora_bias": (False,), "use_qalora": (False,),
-    "layer_replication": (None,), "trainable_token_indices": (None,), "modules_to_save": (None, []),
-    "target_parameters": (None, []),
+KNOWN = frozenset({
+    "peft_type", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version",
+    "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "fan_in_fan_out", "use_rslora",
+    "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "qalora_group_size", "runtime_config",
+    "megatron_config", "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
+    "ensure_weight_tying",
+})  # fmt: skip
+"""Fields that say what we read ourselves, or how the adapters were trained."""
+PLAIN: dict[str, tuple[Any, ...]] = {
+    "bias": ("none",), "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
 }  # fmt: skip
-"""Fields with which an adapter is more than W + scale · B A, and their values with which it is not."""
+"""Fields with several values with which an adapter is W + scale · B A: other first weights change W besides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +89,10 @@ def read_adapter_config(directory: Path) -> AdapterSettings:
 
     if facts.get("peft_type") != "LORA":
         wrong("peft_type", "LORA")
-    for name, allowed in REFUSED.items():
-        if facts.get(name, allowed[0]) not in allowed:
-            wrong(name, str(allowed[0]))
+    for name in sorted(facts.keys() - KNOWN):  # whatever else is set makes more of an adapter than W + scale · B A
+        allowed = PLAIN.get(name, (None, False, 0, "", [], {}))
+        if facts[name] not in allowed:
+            wrong(name, ", ".join(map(str, PLAIN.get(name, (None,)))))
     for name in ("r", "lora_alpha"):
         if isinstance(facts.get(name), bool) or not isinstance(facts.get(name), (int, float)) or facts[name] <= 0:
             wrong(name, "a number above 0")
@@ -99,6 +106,10 @@ def read_adapter_config(directory: Path) -> AdapterSettings:
         attempt = "fetch the model, and write its folder there"
         what = "the model that these adapters stand beside is not here (base_model_name_or_path)"
         problems.append(Problem(where=str(path), what=what, got=str(base), allowed="a directory", attempt=attempt))
+    elif is_adapter_directory(folder):
+        attempt = "gradatim import the base, gradatim export the run, and name that folder"
+        what = "these adapters stand beside adapters, not beside a model (base_model_name_or_path)"
+        problems.append(Problem(where=str(path), what=what, got=str(base), allowed="a model", attempt=attempt))
     if problems:
         raise DataError(*problems)
     return AdapterSettings(

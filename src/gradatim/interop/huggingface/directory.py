@@ -97,6 +97,8 @@ class HuggingFaceDirectory:
                 for place in range(SAMPLES):
                     file.seek(max(0, size - SAMPLE_BYTES) * place // (SAMPLES - 1))
                     found.update(file.read(SAMPLE_BYTES))
+        for key, more in sorted(self.added.items()):
+            found.update(f"{key} {more.module} {more.scale!r}".encode())
         return found.hexdigest()
 
     def _tensor(self, stored: Stored) -> Tensor:

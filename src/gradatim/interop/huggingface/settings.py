@@ -115,7 +115,7 @@ def _theta(read: _Facts) -> float:
         how = value.get("rope_type", value.get("type", "default")) if isinstance(value, Mapping) else "default"
         if how != "default":
             read.wrong(name, value, "rope_type default")
-    given = today.get("rope_theta") if isinstance(today, Mapping) else None
+    given = next((m["rope_theta"] for m in (today, scaling) if isinstance(m, Mapping) and "rope_theta" in m), None)
     theta = given if given is not None else read.facts.get("rope_theta", 10000.0)
     if not isinstance(theta, (int, float)) or theta <= 0:
         read.wrong("rope_theta", theta, "a number above 0")

@@ -15,6 +15,7 @@ from gradatim.config.settings import BertConfig, ModelConfig
 from gradatim.config.settings_task import TaskKind
 from gradatim.config.tuned import AnyModelConfig, TunedConfig
 from gradatim.interop.huggingface.names import Architecture, Source, sources
+from gradatim.text.tokenizer import Tokenizer
 
 PADDING = "<|pad|>"
 FAMILIES = {"gpt2": "GPT2", "llama": "Llama", "bert": "Bert"}
@@ -97,11 +98,27 @@ def tuned_settings(
     return found
 
 
-def row_template(boundary: str, number: int) -> dict[str, Any]:
-    """A post-processor that lays rows out as GPT's tasks do: boundary A boundary (B boundary)."""
-    mark = {"SpecialToken": {"id": boundary, "type_id": 0}}
-    a, b = ({"Sequence": {"id": name, "type_id": 0}} for name in ("A", "B"))
+def row_template(tokenizer: Tokenizer, delimiter: str | None) -> dict[str, Any]:
+    """A post-processor that lays rows out as GPT's tasks do: opening A boundary, opening A delimiter B boundary.
+
+    Args:
+        tokenizer: of the run.
+        delimiter: text between two texts; None for the boundary.
+    """
+    known: dict[str, Any] = {}
+
+    def mark(ids: list[int]) -> list[dict[str, Any]]:
+        """Tokens of the template's own, which may be none."""
+        tokens = [str(tokenizer.engine.id_to_token(number)) for number in ids]
+        if not ids:
+            return []
+        known["".join(tokens)] = {"id": "".join(tokens), "ids": ids, "tokens": tokens}
+        return [{"SpecialToken": {"id": "".join(tokens), "type_id": 0}}]
+
+    begin, end = mark([tokenizer.opening]), mark([tokenizer.boundary])
+    between = end if delimiter is None else mark(tokenizer.encode(delimiter))
+    a, b = ([{"Sequence": {"id": name, "type_id": 0}}] for name in ("A", "B"))
     return {
-        "type": "TemplateProcessing", "single": [mark, a, mark], "pair": [mark, a, mark, b, mark],
-        "special_tokens": {boundary: {"id": boundary, "ids": [number], "tokens": [boundary]}},
+        "type": "TemplateProcessing", "single": [*begin, *a, *end], "pair": [*begin, *a, *between, *b, *end],
+        "special_tokens": known,
     }  # fmt: skip

@@ -161,8 +161,7 @@ def write_tokenizer(tokenizer: Tokenizer, config: RunConfig, model: AnyModelConf
             plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
             facts["added_tokens"].append({"id": tokenizer.vocab_size, "content": PADDING, **plain, "special": True})
             told["pad_token"] = PADDING
-            if config.task.delimiter is None:
-                facts["post_processor"] = row_template(str(end_token), tokenizer.boundary)
+            facts["post_processor"] = row_template(tokenizer, config.task.delimiter)
     (directory / "tokenizer.json").write_text(json.dumps(facts, ensure_ascii=False) + "\n", encoding="utf-8")
     _json(directory / "tokenizer_config.json", told)
 
