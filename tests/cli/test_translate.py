@@ -8,13 +8,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from gradatim.cli.main import main
 from gradatim.cli.translate import report
 from gradatim.config.settings import TokenizerConfig
 from gradatim.decode.translate import Translated, Translation
-from gradatim.report.attention import labels
+from gradatim.report.attention import Looked, labels
 from gradatim.text.vocabulary import train_tokenizer
 
 TINY = ["--steps", "3", "--batch_tokens", "200", "--model.d_model", "16", "--optimizer.warmup", "1"]
@@ -156,6 +157,21 @@ def test_labels_of_a_picture_show_where_words_begin() -> None:
     assert labels(["un", "chat", "<|endoftext|>"], "word") == ["un", "chat", "(end)"]
 
 
+def test_links_are_between_words_however_they_are_spelt() -> None:
+    """The end mark is none, and a translation that did not reach its end keeps its last word."""
+    end = "<|endoftext|>"
+
+    def linked(source: list[str], target: list[str], pieces: str) -> str:
+        weights = np.eye(len(target), len(source))[None]
+        return Looked(source, target, ("attention",), weights).pharaoh(pieces)
+
+    assert linked(["je", "suis", "ici", end], ["i", "am", "here", end], "word") == "0-0 1-1 2-2"
+    assert linked(["je", "suis", "ici", end], ["i", "am", "here"], "word") == "0-0 1-1 2-2"
+    assert linked(["je", "su", "##is", "[SEP]"], ["i", "a", "##m", "[SEP]"], "wordpiece") == "0-0 1-1"
+    assert linked(["je", " su", "is", end], ["i", " a", "m", end], "bpe") == "0-0 1-1"
+    assert labels(["su", "##is", "\x01", "[SEP]"], "wordpiece") == ["su", "·is", r"\x01", "[SEP]"]
+
+
 def test_forced_decoding_reads_the_given_translation(runs: Path, tmp_path: Path, capsys: Any) -> None:
     source, target = tmp_path / "a.fr", tmp_path / "a.en"
     source.write_text("je suis étudiant\n")
@@ -208,6 +224,10 @@ def test_odd_files_are_told_apart(runs: Path, tmp_path: Path, capsys: Any) -> No
     _, err = answer(capsys, "evaluate", runs / "attention", "--source", empty, "--target", empty, code=3)
     assert "there are no pairs" in err
     wide.write_text("je suis là\n")
+    held = ["--data.valid_source", wide, "--data.valid_target", own, "--data.cache", tmp_path / "cache"]
+    answer(capsys, "train", "attention", "--run", tmp_path / "held", *TINY, *both, *held)
+    _, err = answer(capsys, "evaluate", tmp_path / "held", "--source", empty, "--target", empty, code=3)
+    assert "there are no pairs" in err, "and the run's own are not judged instead"
     more = ["--data.split", "component", "--data.cache", tmp_path / "cache"]
     _, err = answer(capsys, "train", "attention", "--run", tmp_path / "b", *TINY, *both, *more)
     assert "valid: too few pairs to hold any out" in err

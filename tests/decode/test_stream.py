@@ -105,9 +105,13 @@ def test_bytes_that_are_no_text_read_as_they_would_whole(raw, cuts):
 def test_joined_pieces_are_the_whole_text_of_any_tokens(kind, data):
     tokenizer = TOKENIZERS[kind]
     tokens = st.integers(0, tokenizer.vocab_size - 1).filter(lambda token: token != tokenizer.boundary)
-    ids = data.draw(st.lists(tokens, max_size=20))
+    ids = data.draw(st.lists(tokens, max_size=40))
     stream = TextStream(tokenizer)
     assert "".join(map(stream.push, ids)) + stream.end() == tokenizer.decode(ids)
+    if ids and tokenizer.token_bytes(ids[0]) is None:  # after a prompt, its words and pieces are gone on with
+        cut = data.draw(st.integers(1, len(ids)))
+        stream = TextStream(tokenizer, ids[:cut])
+        assert tokenizer.decode(ids[:cut]) + "".join(map(stream.push, ids[cut:])) == tokenizer.decode(ids)
 
 
 @pytest.mark.parametrize("kind", list(TOKENIZERS))

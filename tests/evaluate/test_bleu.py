@@ -36,6 +36,15 @@ def test_figures_and_signature_are_sacrebleu_s() -> None:
     assert "case:lc" in folded.signature
 
 
+def test_tokenised_bleu_forgives_case_where_the_model_has_none() -> None:
+    found = judge(["the cat sat on the mat ."], ["The cat sat on the Mat ."], lowercase=True, tokenised=True)
+    assert (
+        found.bleu_tokenised == pytest.approx(100.0) and found.bleu_tokenised_by == "the text's own spaces, lower case"
+    )
+    strict = judge(["the cat sat on the mat ."], ["The cat sat on the Mat ."], lowercase=False, tokenised=True)
+    assert strict.bleu_tokenised < 60 and strict.bleu_tokenised_by == "the text's own spaces"
+
+
 def test_tokenised_bleu_counts_what_spaces_separate() -> None:
     """Against BLEU written out: the geometric mean of clipped n-gram precisions, and the brevity penalty."""
 

@@ -144,6 +144,8 @@ def test_generation_ends_at_a_stop_string_and_takes_only_known_settings(answers:
     )
     drawn = {"do_sample": True, "temperature": 2.0, "top_k": 50, "seed": 1, "max_gen_toks": 8}
     assert answers.until("", drawn) == answers.until("", drawn)
+    assert answers.until("the", {"max_gen_toks": 12, "top_k": 0}) == whole, "0 and -1 switch it off"
+    assert answers.until("the", {"max_gen_toks": 12, "do_sample": True, "temperature": 0}) == whole
     with pytest.raises(ConfigError, match="num_beams"):
         answers.until("the", {"num_beams": 4})
 
@@ -180,7 +182,11 @@ def test_requests_are_answered_in_their_order(answers: Answers, monkeypatch: pyt
     assert model.loglikelihood_rolling(texts) == [answers.rolling("the more"), 0.0]
     asked = [SimpleNamespace(args=("the", {"until": ["e"], "max_gen_toks": 3}))]
     assert model.generate_until(asked) == [answers.until("the", {"until": ["e"], "max_gen_toks": 3})]
-    assert len(model.told) == len(PAIRS) + 3 and model.tokenizer_name == "mine"
+    drawn = {"do_sample": True, "temperature": 1.0, "max_gen_toks": 8}
+    again = model.generate_until([SimpleNamespace(args=("the", drawn))] * 4)
+    assert len(set(again)) > 1 and again[2] == answers.until("the", drawn, 2), "each is drawn anew"
+    assert model.generate_until([SimpleNamespace(args=("the", drawn))] * 4) == again
+    assert len(model.told) == len(PAIRS) + 3 + 8 and model.tokenizer_name == "mine"
 
 
 TASKS = {

@@ -171,7 +171,12 @@ def test_a_run_without_adapters_has_none_to_write(make_run: MakeRun, tmp_path: P
 
 BROKEN: list[tuple[str, dict[str, Any], str]] = [
     ("peft_type", {"peft_type": "IA3"}, "LORA"),
-    ("use_dora", {"use_dora": True}, "False"),
+    ("use_dora", {"use_dora": True}, "None"),
+    ("init_lora_weights", {"init_lora_weights": "pissa_niter_4"}, "gaussian"),
+    ("alora_invocation_tokens", {"alora_invocation_tokens": [5, 6]}, "None"),
+    ("field_of_tomorrow", {"field_of_tomorrow": {"a": 1}}, "None"),
+    ("beside adapters", {"base_model_name_or_path": "."}, "a model"),
+    ("beside adapters", {"base_model_name_or_path": ""}, "a model"),
     ("r is not", {"r": "2"}, "a number above 0"),
     ("alpha_pattern", {"alpha_pattern": {"(": 1}}, "regular expressions"),
     ("modules_to_save", {"modules_to_save": ["score"]}, "None"),
@@ -192,6 +197,18 @@ def test_settings_that_cannot_be_computed_are_refused(
     (problem,) = raised.value.problems
     assert problem.where == str(path) and allowed in problem.allowed
     assert source_model(str(tmp_path / "adapter")) == {} or "base" not in what
+
+
+def test_weights_differ_where_only_the_factor_of_adapters_does(adapted: Callable[[str], Run], tmp_path: Path) -> None:
+    run = adapted("gpt2 values")
+    export_adapters(run, run.checkpoint("last"), tmp_path / "adapter")
+    before = open_weights(tmp_path / "adapter").digest
+    path = tmp_path / "adapter" / "adapter_config.json"
+    facts = json.loads(path.read_text())
+    path.write_text(json.dumps(facts | {"lora_alpha": 10 * facts["lora_alpha"]}))
+    assert open_weights(tmp_path / "adapter").digest != before
+    path.write_text(json.dumps(facts | {"use_dora": False, "revision": "main", "eva_config": None, "loftq_config": {}}))
+    assert open_weights(tmp_path / "adapter").digest == before
 
 
 def test_tensors_that_do_not_fit_are_named_all_at_once(adapted: Callable[[str], Run], tmp_path: Path) -> None:

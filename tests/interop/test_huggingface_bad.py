@@ -14,11 +14,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gradatim.errors import ConfigError, DataError
+from gradatim.config.settings import RunConfig
+from gradatim.errors import CheckpointError, ConfigError, DataError
 from gradatim.interop.huggingface.directory import open_directory
 from gradatim.interop.huggingface.load import import_directory
 from gradatim.interop.huggingface.write import export_directory
+from gradatim.text.tokenizer import load_tokenizer
 from gradatim.train.run_directory import Run
+from gradatim.train.start import Start, open_weights
 
 MakeRun = Callable[..., Run]
 
@@ -99,6 +102,10 @@ def test_both_spellings_of_rotary_settings_are_read(exported: Callable[[str], Pa
     assert open_directory(directory).config.rope_theta == 77.0  # type: ignore[union-attr]
     set_config(directory, rope_parameters={"rope_theta": 88.0, "rope_type": "default"}, rope_theta=77.0)
     assert open_directory(directory).config.rope_theta == 88.0  # type: ignore[union-attr]
+    set_config(
+        directory, rope_parameters=None, rope_theta=None, rope_scaling={"rope_type": "default", "rope_theta": 99}
+    )
+    assert open_directory(directory).config.rope_theta == 99.0  # type: ignore[union-attr]
 
 
 def test_a_pickle_is_refused_and_not_opened(exported: Callable[[str], Path], tmp_path: Path) -> None:
@@ -146,6 +153,13 @@ def test_a_tokenizer_of_another_model(exported: Callable[[str], Path], tmp_path:
     with pytest.raises(DataError, match="does not belong to these weights"):
         import_directory(directory, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+    # Nor does a run begin from them: the words that they lack would be vectors of zeros.
+    tokenizer = load_tokenizer(directory / "tokenizer.json")
+    weights = open_weights(directory)
+    config = RunConfig(model=weights.config, context=32)  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match="has another shape") as caught:
+        Start(weights, config, tokenizer)
+    assert {problem.got for problem in caught.value.problems} == {"[100, 24]"}
 
 
 def test_what_may_be_absent_is_reported(exported: Callable[[str], Path], tmp_path: Path) -> None:

@@ -122,6 +122,19 @@ def test_what_a_task_cannot_read(task: dict[str, Any], row: dict[str, Any], said
     assert said in message and f"{path}:1" in message
 
 
+def test_a_label_that_could_be_two_choices_and_one_that_is_no_number_are_refused(tmp_path: Path) -> None:
+    choice = TaskConfig(kind="choice", text="q", choices=("options",))
+    row = {"q": "?", "options": ["1", "2", "3"], "label": 1}
+    (found,) = examples(iter([("f:1", row)]), choice)
+    assert found.label == 1, "a number is no text"
+    (found,) = examples(iter([("f:1", row | {"label": "3"})]), choice)
+    assert found.label == 2
+    with pytest.raises(DataError, match="text of one choice and the number of another"):
+        list(examples(iter([("f:1", row | {"label": "1"})]), choice))
+    with pytest.raises(DataError, match="no label"):
+        list(examples(iter([("f:1", {"text": "a", "label": float("nan")})]), TaskConfig(kind="classify")))
+
+
 def test_the_small_table_is_fair() -> None:
     """No text in two parts, both labels in each, and words alone do not decide."""
     parts = corpus()

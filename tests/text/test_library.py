@@ -14,15 +14,18 @@ import torch
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from gradatim.cli.main import main
-from gradatim.config.settings import GptConfig, RunConfig
+from gradatim.config.settings import GptConfig, RunConfig, TokenizerConfig
 from gradatim.config.settings_task import TaskConfig
 from gradatim.decode.stream import TextStream
 from gradatim.errors import DataError
+from gradatim.interop.huggingface.tuned import row_template
+from gradatim.text.examples import Answer, Example
 from gradatim.text.feed import feed_of
 from gradatim.text.library import LibraryTokenizer
-from gradatim.text.prepare_task import Encoded, prepare_run
+from gradatim.text.prepare_task import Encoded, encode, prepare_run
 from gradatim.text.task_rows import TaskRows
-from gradatim.text.tokenizer import Tokenizer, load_tokenizer
+from gradatim.text.tokenizer import BpeTokenizer, Tokenizer, load_tokenizer
+from gradatim.text.vocabulary import train_tokenizer
 from gradatim.train.run_directory import Run
 
 TEXT = ["the more i read, the more i learn. 1234 and 56, and i like it more than anything else."] * 3
@@ -121,6 +124,22 @@ def test_rows_of_a_task_begin_with_what_opens_a_text(path: Path) -> None:
     assert row[: row.index(ours.boundary) + 1] == [ours.opening, *ours.encode("the more"), ours.boundary]
 
 
+@pytest.mark.parametrize("delimiter", [None, " ## ", ""])
+def test_an_exported_row_opens_and_is_divided_as_the_runs(path: Path, delimiter: str | None) -> None:
+    """Where another token opens a text than closes it, and where a text of the config's stands between two."""
+    ours = load_tokenizer(path)
+    pairs = [("the more i read", "i learn"), ("i like it", "more than anything")]
+    task = TaskConfig(kind="classify", text_b="b", delimiter=delimiter)
+    config = RunConfig(model=GptConfig(), context=64, task=task)
+    encoded = encode([Example("", pair, "no") for pair in pairs], ours, config, ("no",))
+    rows = TaskRows(encoded, ours, config, training=False)
+    facts = json.loads(path.read_text()) | {"post_processor": row_template(ours, delimiter)}
+    engine = tokenizers.Tokenizer.from_str(json.dumps(facts))
+    for row, pair in zip(rows.rows, pairs, strict=True):
+        assert engine.encode(*pair).ids == row[0].ids.tolist()
+        assert engine.encode(pair[0]).ids == [ours.opening, *ours.encode(pair[0]), ours.boundary]
+
+
 def test_training_reads_what_answering_will(path: Path, tmp_path: Path) -> None:
     """Of counts that is the boundary, of networks the opening; documents end with the boundary for both."""
     text = tmp_path / "text.txt"
@@ -152,6 +171,71 @@ def test_what_follows_keeps_its_space_as_it_comes(path: Path) -> None:
     stream = TextStream(ours)
     assert "".join([stream.push(token) for token in whole[len(before) :]]) + stream.end() == " i learn über"
     assert ours.decode_bytes(whole[len(before) :]) == " i learn über".encode()
+
+
+def test_words_for_labels_are_cut_as_in_text(path: Path) -> None:
+    """Each has one space before it, whoever puts it there."""
+    ours = load_tokenizer(path)
+    words = ("the", "more", "i", "read")
+    config = RunConfig(model=GptConfig(), task=TaskConfig(kind="tag"))
+    (found,) = encode([Example("", words, None)], ours, config, ())
+    assert found.parts[0].tolist() == ours.encode(" ".join(words))
+
+
+def plain_bytes(**more: Any) -> tokenizers.Tokenizer:
+    """As GPT-2's, with ``</s>`` for the boundary."""
+    engine = tokenizers.Tokenizer(models.BPE(**more))
+    engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    engine.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=["<s>", "</s>"],
+        show_progress=False,
+    )  # fmt: skip
+    engine.train_from_iterator(TEXT, trainer)
+    return engine
+
+
+def test_a_template_opens_texts_of_bytes_too(tmp_path: Path) -> None:
+    engine = plain_bytes()
+    begin = ("<s>", engine.token_to_id("<s>"))
+    engine.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[begin])
+    engine.save(str(tmp_path / "tokenizer.json"))
+    ours = load_tokenizer(tmp_path / "tokenizer.json")
+    assert isinstance(ours, BpeTokenizer)
+    assert engine.encode("the").tokens[0] == ours.token_text(ours.opening) == "<s>"
+    assert ours.token_text(ours.boundary) == "</s>"
+
+
+def test_tokens_that_no_merge_makes_are_left_to_the_library(tmp_path: Path) -> None:
+    facts = json.loads(plain_bytes(ignore_merges=True).to_str())
+    facts["model"]["vocab"]["zq"] = max(facts["model"]["vocab"].values()) + 1
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(facts))
+    ours, engine = load_tokenizer(path), tokenizers.Tokenizer.from_file(str(path))
+    for text in ("zq", "azqb", "the more zq"):
+        assert ours.encode(text) == engine.encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe", "sentencepiece"])
+def test_a_text_is_encoded_whole_whatever_its_file_says_of_cutting_and_filling(kind: str, tmp_path: Path) -> None:
+    made = sentencepiece() if kind == "sentencepiece" else train_tokenizer(
+        TokenizerConfig(kind=kind, vocab_size=300), TEXT  # type: ignore[arg-type]
+    ).engine  # fmt: skip
+    made.save(str(tmp_path / "plain.json"))
+    made.enable_truncation(4)
+    made.enable_padding(length=4)
+    made.save(str(tmp_path / "cut.json"))
+    plain, cut = load_tokenizer(tmp_path / "plain.json"), load_tokenizer(tmp_path / "cut.json")
+    for text in ("read", "the more i read, the more i learn"):
+        assert cut.encode(text) == plain.encode(text)
+        assert [ids.tolist() for ids in cut.encode_batch([text])] == [plain.encode(text)]
+    passage = "the more i read, the more i learn"
+    config = RunConfig(model=GptConfig(), task=TaskConfig(kind="span", text_b="b"))
+    if kind != "wordpiece":
+        (found,) = encode([Example("", ("what", passage), Answer(("learn",), 28, 33))], cut, config, ())
+        assert found.parts[1].tolist() == plain.encode(passage)
+        begin, end = (found.offsets[place] for place in found.label)
+        assert passage[begin[0] : end[1]].strip() == "learn"
 
 
 def test_what_stands_for_no_fixed_bytes_is_refused(tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from gradatim.text.pairs import parts, read_pairs
 from gradatim.text.prepare import Prepared, prepare
 from gradatim.text.prepare_pairs import looks_like
 from gradatim.text.sources import Tally
+from gradatim.text.tokenizer import load_tokenizer
+from gradatim.text.vocabulary import train_tokenizer
 
 WORDS = TokenizerConfig(kind="word", vocab_size=None)
 
@@ -167,6 +169,29 @@ def test_leaks_are_counted_and_said() -> None:
     assert made.report["splits"]["test"]["sources also in train"] == 1
     assert any("1 sources and 1 targets of 2 pairs are also in train" in line for line in told)
     assert made.report["splits"]["test"]["source unknown"] == 1
+
+
+def test_a_corpus_that_is_shared_out_is_read_and_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = aligned(
+        b"".join(b"s%d\n" % i for i in range(60)) + b"lost\n", b"".join(b"t%d\n" % i for i in range(61)[:60]) + b"\n"
+    )
+    told: list[str] = []
+    made = prepare(config(**files, split="component", held_out=(0.1, 0.1)), say=told.append)
+    assert made.report["dropped"] == {"pairs with an empty side": 1}
+    assert sum("empty side" in line for line in told) == 1
+    assert {name: made.report["splits"][name]["documents"] for name in ("train", "valid", "test")} == {
+        "train": 48, "valid": 6, "test": 6,
+    }  # fmt: skip
+
+
+def test_a_vocabulary_that_is_named_serves_both_languages() -> None:
+    train_tokenizer(WORDS, ["a b c x y z"]).save(Path("own.json"))
+    files = aligned(b"a b d\n", b"x y\n")
+    named = TokenizerConfig(kind="word", vocab_size=None, path="own.json")
+    told: list[str] = []
+    made = prepare(config(**files, joint=True, tokenizer=named), say=told.append)
+    assert made.tokenizer.fingerprint == load_tokenizer(Path("own.json")).fingerprint
+    assert made.source_tokenizer is made.tokenizer and any("own.json" in line for line in told)
 
 
 def test_one_vocabulary_or_two() -> None:

@@ -5,15 +5,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from gradatim.config import load_config
-from gradatim.config.settings import RunConfig
+from gradatim.config.settings import BertConfig, RunConfig, TokenizerConfig
+from gradatim.config.settings_task import TaskConfig
 from gradatim.errors import CheckpointError, ConfigError, DataError
 from gradatim.evaluate.answers import Tuned
+from gradatim.objectives.tuning import Tuning
 from gradatim.text.examples import Example
+from gradatim.text.prepare_task import encode
+from gradatim.text.task_rows import TaskRows
+from gradatim.text.vocabulary import train_tokenizer
 from gradatim.train import Run, train
 from gradatim.train.metrics import read_metrics
 
@@ -110,6 +116,38 @@ def test_a_tuned_run_answers_by_its_labels_and_continues_no_text(tmp_path: Path)
     (tmp_path / "run" / "labels.json").write_text("{}")
     with pytest.raises(CheckpointError, match="labels of this run"):
         Run.open(tmp_path / "run").network("last")
+
+
+def test_a_word_without_tokens_moves_no_other_words_label() -> None:
+    """Nor do those behind the context's end; the model is taken to say O of both."""
+    words, tags = ("Ann", "\u200b", "said", "", "Bob", "too"), ("B", "O", "O", "O", "B", "O")
+    tokenizer = train_tokenizer(TokenizerConfig(kind="wordpiece", vocab_size=80), ["ann said bob too"] * 3)
+    whole = RunConfig(model=BertConfig(), context=32, task=TaskConfig(kind="tag"))
+
+    def judged(config: RunConfig) -> tuple[list[str | None], dict[str, Any]]:
+        class Perfect(Tuned):
+            def _scores(self, rows: TaskRows, objective: Tuning) -> Any:
+                batch = rows.collate([0])
+                assert batch.labels is not None
+                yield [0], torch.nn.functional.one_hot(batch.labels.clamp(min=0), 2).double() * 50, 0.0, 1
+
+        tuned = Perfect(None, config, tokenizer, ("B", "O"))  # type: ignore[arg-type]
+        example = Example("", words, tags)
+        (answer,), *_ = tuned.answer([example])
+        return tuned.document(example, answer)["labels"], tuned.judge([example])
+
+    said, figures = judged(whole)
+    assert said == ["B", None, "O", None, "B", "O"]
+    assert figures["accuracy"] == 1.0 and figures["words_cut"] == 2
+    (ids,) = (part for part in encode([Example("", words[:5], None)], tokenizer, whole, ())[0].parts)
+    said, figures = judged(dataclasses.replace(whole, context=len(ids) + 1))
+    assert said[:4] == ["B", None, "O", None] and said[5] is None and figures["words_cut"] >= 3
+
+
+def test_macro_f1_is_of_labels_that_occur() -> None:
+    tuned = Tuned(None, RunConfig(), None, ("a", "b", "c"))  # type: ignore[arg-type]
+    assert tuned._judge_classes([0, 1, 0], [0, 1, 0])["f1"] == 1.0
+    assert tuned._judge_classes([0, 1, 0], [0, 1, 2])["f1"] == pytest.approx((2 / 3 + 1 + 0) / 3)
 
 
 def test_the_validation_loss_is_the_tasks_alone(tmp_path: Path) -> None:

@@ -108,9 +108,7 @@ def filtered(log_probs: Float[Tensor, "b v"], sampling: Sampling) -> Float[Tenso
     weights = torch.exp(below / sampling.temperature)
     if sampling.top_k is not None and sampling.top_k < weights.shape[1]:
         least = weights.topk(sampling.top_k, dim=-1).values[:, -1:]
-        more, equal = weights > least, weights == least  # of equals the first ones, as many as there is room for
-        room = sampling.top_k - more.sum(-1, keepdim=True)
-        weights = weights.masked_fill(~(more | (equal & (equal.cumsum(-1) <= room))), 0.0)
+        weights = weights.masked_fill(weights < least, 0.0)  # as likely as the k-th are all kept
     if sampling.top_p is not None and sampling.top_p < 1.0:
         ordered, order = weights.sort(dim=-1, descending=True, stable=True)
         before = ordered.cumsum(-1) - ordered

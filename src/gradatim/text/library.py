@@ -76,9 +76,10 @@ class LibraryTokenizer(Tokenizer):
                 )
             else:
                 self.bytes[number] = _spelt(piece)
-        named = next((number for name in BEGINS if (number := engine.token_to_id(name)) is not None), self.boundary)
-        first = template_opening(facts)
-        self.opening = named if first is None else first
+        opening = template_opening(facts)
+        for name in BEGINS if opening is None else ():
+            opening = engine.token_to_id(name) if opening is None else opening
+        self.opening = self.boundary if opening is None else opening
 
     def encode(self, text: str) -> list[int]:
         """Ids by the library's own engine."""
