@@ -49,6 +49,8 @@ def test_evaluate_tells_of_blanks_and_pairs(bert: Path) -> None:
     assert call("evaluate", bert / "run") == found, "the same rows and blanks each time"
     other = call("evaluate", bert / "run", "--text", bert / "train.txt")
     assert other["rows"] > found["rows"]
+    corpus = call("evaluate", bert / "run", "--text", "small-english")
+    assert 0 < corpus["rows"] < 1000, "its test part, not the 5,443 documents that are there to learn from"
     metrics = [json.loads(line) for line in (bert / "run" / "metrics.jsonl").read_text().splitlines()]
     assert metrics[-1]["loss"] == pytest.approx(metrics[-1]["loss_words"] + metrics[-1]["loss_pairs"])
     assert metrics[-1]["valid_loss"] == pytest.approx(found["nats_per_blank"] + found["pair_nats"], rel=1e-5)

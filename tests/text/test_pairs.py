@@ -171,10 +171,9 @@ def test_leaks_are_counted_and_said() -> None:
     assert made.report["splits"]["test"]["source unknown"] == 1
 
 
-def test_a_corpus_that_is_shared_out_is_read_and_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    files = aligned(
-        b"".join(b"s%d\n" % i for i in range(60)) + b"lost\n", b"".join(b"t%d\n" % i for i in range(61)[:60]) + b"\n"
-    )
+def test_a_corpus_that_is_shared_out_is_read_and_counted_once() -> None:
+    sources, targets = (b"".join(b"%c%d\n" % (side, number) for number in range(60)) for side in b"st")
+    files = aligned(sources + b"lost\n", targets + b"\n")
     told: list[str] = []
     made = prepare(config(**files, split="component", held_out=(0.1, 0.1)), say=told.append)
     assert made.report["dropped"] == {"pairs with an empty side": 1}

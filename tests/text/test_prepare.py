@@ -13,7 +13,7 @@ import pytest
 from gradatim.config.settings import DataConfig, TokenizerConfig
 from gradatim.errors import DataError, LaunchError
 from gradatim.text import embedded, sources
-from gradatim.text.prepare import Prepared, prepare
+from gradatim.text.prepare import Prepared, _publish, prepare
 from gradatim.text.sources import Tally, read_documents
 
 BPE = TokenizerConfig(kind="bpe", vocab_size=300)
@@ -57,6 +57,22 @@ def test_documents_and_their_bytes(document: str, expected: list[str], unread: i
     assert tally.bytes == len(raw) - unread
     assert tally.dropped["carriage returns"] == 5
     assert tally.dropped["byte-order marks"] == 1
+
+
+def test_documents_of_which_nothing_is_seen_are_dropped() -> None:
+    documents, tally = read("one\n\u00a0\n\u200b \x0b\ntwo\n\ufeff".encode(), "line")
+    assert documents == ["one", "two"] and tally.dropped["empty documents"] == 3
+
+
+def test_a_folder_that_another_process_has_just_made_is_filled(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both have the same files to put there."""
+    fresh, made = folder / "fresh", folder / "made"
+    for path in (fresh, made):
+        path.mkdir()
+        (path / "report.json").write_text(path.name)
+    monkeypatch.setattr(Path, "is_dir", lambda path: path != made)
+    _publish(fresh, made)
+    assert (made / "report.json").read_text() == "fresh"
 
 
 def test_odd_bytes_are_counted() -> None:
