@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 import work_tuning
 from pool import Pool
 from test_layouts import TOLERANCE, same_outcomes, same_tensors
@@ -91,3 +92,19 @@ def test_frozen_weights_stay_and_lower_layers_move_less() -> None:
     assert rates["blocks.1.mlp.up.weight"] == pytest.approx(0.5 * top, rel=0.05)
     assert rates["blocks.0.mlp.up.weight"] == pytest.approx(0.25 * top, rel=0.05)
     assert rates["embed.segments.weight"] == pytest.approx(0.125 * top, rel=0.05)
+
+
+@pytest.mark.parametrize("check", [False, True])
+@pytest.mark.parametrize("model", ["bert", "gpt"])
+def test_a_head_behind_shards_of_the_sequence_drops_the_same_on_every_rank(
+    model: str, check: bool, pool: Callable[[int], Pool]
+) -> None:
+    """Each shard's blocks drop units of their own, but all compute the one head."""
+    layout = {"tp": 2, "sequence_parallel": True, "check": check}
+    config = work_tuning.make_config({**MODELS[model], "dropout": 0.2}, TASKS["classify"], layout)
+    (first, held, said), (second, others, _) = pool(2).run("work_tuning:dropping", config)
+    assert first == second
+    assert "head.classifier.weight" in held
+    differ = [name for name in held if not torch.equal(held[name], others[name])]
+    assert differ == []
+    assert said.startswith("layout.check: equal to the bit in 3 steps") == check

@@ -82,3 +82,17 @@ def layout(rank: int, world: int, config: RunConfig) -> tuple[list[tuple[float, 
     outcomes = [engine.step(step) for step in range(config.steps)]
     result = [(o.loss, o.norm, o.count) for o in outcomes]
     return result, pieces(engine, gradient=False), engine.valid_loss(lambda: False)
+
+
+def dropping(rank: int, world: int, config: RunConfig) -> tuple[list[tuple[float, float, int]], dict[str, Tensor], str]:
+    """Steps with dropout: outcomes, what this rank holds of the parameters that are not split, what was compared."""
+    engine = LayoutEngine(config, make_rows(config), mesh_of(config.layout))
+    outcomes = [engine.step(step) for step in range(config.steps)]
+    held = {
+        chunk.specs[name].global_name: parameter.detach().clone()
+        for chunk in engine.chunks.values()
+        for name, parameter in chunk.model.named_parameters()
+        if chunk.specs[name].split is None
+    }
+    said = engine.replicas.summary() if engine.replicas is not None else ""
+    return [(o.loss, o.norm, o.count) for o in outcomes], held, said

@@ -161,13 +161,13 @@ class LayoutEngine:
         number, mesh = self.schedule.microbatches, self.mesh
         found = []
         for i, part in enumerate(self._here(batch).split(number)):
-            place = mesh.dp.index * number + i
+            seed = partial(derive, self.config.seed, step, mesh.dp.index * number + i)
             # Shards of the sequence drop units of their own; what is replicated over tp drops the same.
-            shard = (mesh.tp.index,) if self.config.layout.sequence_parallel and mesh.tp.index else ()
-            seeds = {
-                c: derive(self.config.seed, step, place, *((c,) if c or shard else ()), *shard) for c in self.chunks
-            }
-            found.append(Microbatch(part, seeds))
+            sharded = self.config.layout.sequence_parallel and mesh.tp.size > 1
+            shard = (mesh.tp.index,) if sharded and mesh.tp.index else ()
+            seeds = {c: seed(*((c,) if c or shard else ()), *shard) for c in self.chunks}
+            head_seed = seed(self.schedule.last_chunk, mesh.tp.size) if sharded else None  # no shard has that number
+            found.append(Microbatch(part, seeds, head_seed))
         return found
 
     def _here(self, batch: Batch) -> Batch:
