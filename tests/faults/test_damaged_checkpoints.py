@@ -17,8 +17,9 @@ import torch
 from gradatim.config.settings import RunConfig
 from gradatim.errors import CheckpointError, GradatimError
 from gradatim.train import Run, train
-from gradatim.train.checkpoint import list_checkpoints, newest_valid, open_checkpoint, save_checkpoint
+from gradatim.train.checkpoint import newest_valid, open_checkpoint, save_checkpoint
 from gradatim.train.manifest import MANIFEST_NAME, Manifest
+from gradatim.train.publish import list_checkpoints
 
 MakeConfig = Callable[..., RunConfig]
 SHARD = "rank0.safetensors"

@@ -24,8 +24,9 @@ from gradatim.config import config_to_yaml
 from gradatim.config.settings import RunConfig
 from gradatim.errors import Interrupted, LaunchError, NonFiniteError
 from gradatim.train import Run, checkpoint, engine, loop, train
-from gradatim.train.checkpoint import list_checkpoints, newest_valid
+from gradatim.train.checkpoint import newest_valid
 from gradatim.train.metrics import read_metrics
+from gradatim.train.publish import list_checkpoints
 from gradatim.train.signals import StopRequest
 
 MakeConfig = Callable[..., RunConfig]

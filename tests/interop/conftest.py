@@ -17,8 +17,9 @@ from gradatim.models import build_model
 from gradatim.text.tokenizer import Tokenizer
 from gradatim.text.vocabulary import train_tokenizer
 from gradatim.train.checkpoint import save_checkpoint
+from gradatim.train.continuing import training_hash
 from gradatim.train.manifest import Manifest
-from gradatim.train.run_directory import MODEL, Run, training_hash
+from gradatim.train.run_directory import MODEL, Run
 
 TEXT = ["the more i read, the more i learn, and i like it more than anything else."] * 3
 LLAMA: dict[str, Any] = {"positions": "rotary", "norm": "rms", "activation": "swiglu", "bias": False}

@@ -16,10 +16,10 @@ from torch import Tensor
 from gradatim.config.settings import CheckpointConfig, RunConfig
 from gradatim.errors import CheckpointError, ConfigError, LaunchError
 from gradatim.train import Run, train
+from gradatim.train.continuing import training_hash
 from gradatim.train.engine import SerialEngine
 from gradatim.train.loop import Trainer
 from gradatim.train.metrics import read_metrics
-from gradatim.train.run_directory import training_hash
 from gradatim.train.state import Counters
 
 MakeConfig = Callable[..., RunConfig]

@@ -8,6 +8,7 @@ the number of replicas shift the weights of tokens.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 from collections import deque
@@ -27,7 +28,6 @@ from gradatim.evaluate.likelihood import windows
 from gradatim.objectives import objective_of
 from gradatim.objectives.next_token import NextToken
 from gradatim.parallel import state
-from gradatim.parallel.agree import tell
 from gradatim.parallel.build import build_chunk, initial
 from gradatim.parallel.check import Replicas
 from gradatim.parallel.gradients import Gradients
@@ -246,17 +246,19 @@ class LayoutEngine:
 
     def agreed(self, stop: bool) -> bool:
         """See ``Engine``."""
-        return bool(tell(stop, self.mesh))
+        return self._sums({"stop": float(stop)}, True)["stop"] > 0
 
-    def save(self, checkpoints: Path, manifest: Manifest) -> None:
+    def save(self, checkpoints: Path, manifest: Manifest, before: Callable[[], None] = lambda: None) -> None:
         """See ``Engine``."""
         if self.replicas is not None:  # what has drifted apart since the last update is not saved
             report_action("check")
             self.replicas.parameters()
         report_action("save")
-        state.save(checkpoints, manifest, list(self.chunks.values()), self.optimizer, self.mesh)
+        state.save(checkpoints, manifest, list(self.chunks.values()), self.optimizer, self.mesh, before)
         if self.leads and self.logs is not None and self.last is not None:
-            (self.logs / SAVED_TIMELINE).write_text(json.dumps(self.last.as_json()) + "\n", encoding="utf-8")
+            with contextlib.suppress(OSError):  # a picture for people: no checkpoint fails for it
+                self.logs.mkdir(parents=True, exist_ok=True)
+                (self.logs / SAVED_TIMELINE).write_text(json.dumps(self.last.as_json()) + "\n", encoding="utf-8")
 
     def load(self, checkpoint: Checkpoint) -> Counters:
         """See ``Engine``."""
