@@ -32,6 +32,7 @@ SHAPES: dict[str, GptConfig | BertConfig] = {
     "llama-tied": GptConfig(d_model=16, n_layers=3, n_heads=2, d_ff=24, tied=True, **LLAMA),
     "llama-biased": GptConfig(d_model=16, n_layers=1, n_heads=4, n_kv_heads=1, d_ff=24, **{**LLAMA, "bias": True}),
     "bert": BertConfig(d_model=24, n_layers=2, n_heads=4, vocab_multiple=64, dropout=0.0),
+    "bert-blanks": BertConfig(d_model=16, n_layers=1, n_heads=2, pairs="none", dropout=0.0),
     "bert-tanh": BertConfig(d_model=16, n_layers=1, n_heads=2, d_ff=20, activation="gelu", norm_eps=1e-6, dropout=0.0),
 }
 CONTEXT = 32

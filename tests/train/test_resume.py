@@ -17,7 +17,11 @@ from torch import Tensor
 
 from gradatim.config.settings import CheckpointConfig, RunConfig
 from gradatim.errors import CheckpointError, ConfigError, LaunchError
+from gradatim.parallel.engine import LayoutEngine
+from gradatim.parallel.mesh import single
+from gradatim.text.prepare import prepare
 from gradatim.train import Run, publish, train
+from gradatim.train.checkpoint import save_checkpoint
 from gradatim.train.continuing import training_hash
 from gradatim.train.engine import SerialEngine
 from gradatim.train.loop import Trainer
@@ -166,6 +170,28 @@ def test_counters_of_older_checkpoints_tell_what_was_measured() -> None:
     before = {"step": 4, "updates": 4, "valid_loss": 1.0}
     assert Counters(**before).measured  # type: ignore[arg-type]
     assert not Counters(**{**before, "valid_loss": None}).measured  # type: ignore[arg-type]
+
+
+def test_older_checkpoints_of_models_for_blanks_alone_go_on(make_config: MakeConfig, tmp_path: Path) -> None:
+    """Once they held a pooler and a head for pairs that nothing trained; under a layout, with moments of zero."""
+    config = make_config("bert", 4, model__pairs="none", optimizer__schedule="constant")
+    for name, moments in (("serial", ()), ("layout", ("exp_avg", "exp_avg_sq"))):
+        directory = tmp_path / name
+        train(config, directory)
+        saved = Run.open(directory).checkpoint("last")
+        tensors = saved.tensors()
+        for part in ("pooler", "pair"):
+            assert not any(f"head.{part}." in tensor for tensor in tensors)
+            tensors[f"model/head.{part}.bias"] = torch.zeros(2)
+            tensors |= {f"optimizer/head.{part}.bias/{moment}": torch.zeros(2) for moment in moments}
+        save_checkpoint(saved.folder.parent, saved.manifest, tensors)
+        rows = prepare(config.data)
+        for engine in (SerialEngine(config, rows), LayoutEngine(config, rows, single())):
+            assert engine.load(Run.open(directory).checkpoint("last")).step == 4
+        assert Run.open(directory).network("last")
+        longer = make_config("bert", 8, model__pairs="none", optimizer__schedule="constant")
+        assert train(longer, directory, resume=True).step == 8
+    assert_same(tmp_path / "serial", tmp_path / "layout")
 
 
 def test_the_stretch_that_a_run_is_judged_on_stays(make_config: MakeConfig, tmp_path: Path) -> None:

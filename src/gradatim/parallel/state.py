@@ -39,6 +39,7 @@ from gradatim.train.manifest import FileEntry, Manifest, Piece, TensorEntry
 from gradatim.train.publish import list_checkpoints, new_temporary
 from gradatim.train.run_directory import MODEL
 from gradatim.train.state import OPTIMIZER
+from gradatim.train.weights import is_unused
 
 if TYPE_CHECKING:
     from gradatim.parallel.build import Chunk
@@ -295,6 +296,8 @@ def _differences(checkpoint: Checkpoint, wanted: dict[str, Sizes]) -> Iterator[P
     where, attempt = str(checkpoint.folder), "is it of another model?"
     own = {name for name in checkpoint.names() if name.startswith((MODEL, OPTIMIZER))}
     for name in sorted(wanted.keys() | own):
+        if name not in wanted and is_unused(name.removeprefix(MODEL).removeprefix(OPTIMIZER)):
+            continue
         if name not in own:
             yield Problem(where=where, what=f"the checkpoint has no {_shown(name)}", attempt=attempt)
         elif name not in wanted:
