@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +16,12 @@ import pytest
 import torch
 
 from gradatim.config.settings import RunConfig
-from gradatim.errors import CheckpointError, GradatimError
+from gradatim.errors import CheckpointError, GradatimError, Interrupted
 from gradatim.train import Run, train
-from gradatim.train.checkpoint import list_checkpoints, newest_valid, open_checkpoint, save_checkpoint
+from gradatim.train.checkpoint import newest_valid, open_checkpoint, save_checkpoint
+from gradatim.train.loop import Trainer
 from gradatim.train.manifest import MANIFEST_NAME, Manifest
+from gradatim.train.publish import list_checkpoints
 
 MakeConfig = Callable[..., RunConfig]
 SHARD = "rank0.safetensors"
@@ -163,6 +166,31 @@ def test_resume_falls_back_says_why_and_ends_equal(make_config: MakeConfig, tmp_
     assert all(torch.equal(expected[name], again[name]) for name in expected)
 
 
+def test_a_damaged_checkpoint_outlives_no_whole_one(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With ``keep: 1`` the newest alone is kept: a damaged one that is newer is not it."""
+    train(make_config("gpt", 4, evaluation__every=100), tmp_path / "run")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    flip(checkpoints / "step-00000004" / SHARD)
+    real = Trainer._step
+
+    def signalled(self: Trainer) -> dict[str, Any]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(self)
+
+    config = make_config("gpt", 8, evaluation__every=100, checkpoint__every=100, checkpoint__keep=1)
+    said: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", signalled)
+        with pytest.raises(Interrupted, match="after step 3"):
+            train(config, tmp_path / "run", resume=True, say=said.append)
+    assert any("step-00000004 is called step-00000004.damaged from now on" in line for line in said)
+    assert sorted(folder.name for folder in checkpoints.iterdir()) == ["step-00000003", "step-00000004.damaged"]
+    assert train(config, tmp_path / "run", resume=True).step == 8
+    assert sorted(folder.name for folder in checkpoints.iterdir()) == ["step-00000004.damaged", "step-00000008"]
+
+
 def test_an_explicit_step_never_falls_back(make_config: MakeConfig, tmp_path: Path) -> None:
     train(make_config("gpt", 8), tmp_path / "run")
     run = Run.open(tmp_path / "run")
@@ -186,6 +214,7 @@ def test_all_damaged_is_an_error_with_every_reason(make_config: MakeConfig, tmp_
     with pytest.raises(CheckpointError, match="no checkpoint of this run can be used") as caught:
         train(config, tmp_path / "run", resume=True)
     assert len(caught.value.problems) == 1 + len(folders) > 1
+    assert list_checkpoints(tmp_path / "run" / "checkpoints") == folders  # else the next attempt would begin anew
 
 
 def test_reading_a_run_says_which_checkpoint_it_passed_over(make_config: MakeConfig, tmp_path: Path) -> None:

@@ -24,8 +24,9 @@ from gradatim.config import config_to_yaml
 from gradatim.config.settings import RunConfig
 from gradatim.errors import Interrupted, LaunchError, NonFiniteError
 from gradatim.train import Run, checkpoint, engine, loop, train
-from gradatim.train.checkpoint import list_checkpoints, newest_valid
+from gradatim.train.checkpoint import newest_valid
 from gradatim.train.metrics import read_metrics
+from gradatim.train.publish import list_checkpoints
 from gradatim.train.signals import StopRequest
 
 MakeConfig = Callable[..., RunConfig]
@@ -87,6 +88,28 @@ def test_a_signal_in_an_evaluation_leaves_it_to_the_resumed_run(
             train(config, tmp_path / "run")
     assert "valid_loss" not in read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
     train(config, tmp_path / "run", resume=True)
+    assert_same(tmp_path / "straight", tmp_path / "run")
+
+
+def test_a_signal_in_the_last_evaluation_leaves_it_to_the_resumed_run(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All steps are done, but what the run was to be judged by is not known."""
+    config = make_config("gpt", 4)
+    train(config, tmp_path / "straight")
+    real = loop.Trainer.valid_loss
+
+    def signalled(self: loop.Trainer, stop: Callable[[], bool] = lambda: False) -> float:
+        if self.counters.step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, stop)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Trainer, "valid_loss", signalled)
+        for resume in (False, True):  # and once more in the evaluation made up for
+            with pytest.raises(Interrupted, match="after step 4"):
+                train(config, tmp_path / "run", resume=resume)
+    assert train(config, tmp_path / "run", resume=True).valid_loss is not None
     assert_same(tmp_path / "straight", tmp_path / "run")
 
 
@@ -219,6 +242,51 @@ def test_three_failed_saves_in_a_row_end_the_run(
     assert "3 failures" in caught.value.problems[0].got
     assert len(rows(tmp_path / "run")) == 3
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+
+
+def fail_saves(patch: pytest.MonkeyPatch, which: set[int]) -> None:
+    """Let the n-th attempts to save fail, from 1; a full disk."""
+    real, calls = engine.save_checkpoint, iter(range(1, 1000))
+
+    def save(*arguments: Any) -> Path:
+        if next(calls) in which:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(*arguments)
+
+    patch.setattr(engine, "save_checkpoint", save)
+
+
+def test_a_run_whose_end_cannot_be_saved_does_not_end_well(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config("gpt", 4, evaluation__every=100)
+    with monkeypatch.context() as patch:
+        fail_saves(patch, {2, 3})
+        with pytest.raises(LaunchError, match="No space left on device") as caught:
+            train(config, tmp_path / "run")
+    assert caught.value.exit_code == 5
+    assert caught.value.problems[0].got == "the last checkpoint, at step 4; step 2 is the last one saved"
+    with monkeypatch.context() as patch:
+        fail_saves(patch, {1})
+        assert train(config, tmp_path / "run", resume=True).step == 4  # the second attempt succeeded
+    assert capfd.readouterr().err.count("step 4 could not be saved (No space left on device); trying once more") == 2
+    assert Run.open(tmp_path / "run").checkpoint("last").step == 4
+
+
+def test_a_stop_that_cannot_be_saved_does_not_say_so(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = loop.Trainer._step
+
+    def signalled(self: loop.Trainer) -> dict[str, Any]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(self)
+
+    monkeypatch.setattr(loop.Trainer, "_step", signalled)
+    fail_saves(monkeypatch, {1, 2})
+    with pytest.raises(LaunchError) as caught:
+        train(make_config("gpt", 4), tmp_path / "run")
+    assert caught.value.problems[0].got == "the last checkpoint, at step 1; nothing is saved"
 
 
 def test_killed_at_any_point_of_a_save_a_whole_checkpoint_remains(

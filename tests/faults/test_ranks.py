@@ -162,6 +162,20 @@ def test_workers_do_not_outlive_a_launcher_that_is_killed(endless: Path, tmp_pat
     assert not any(map(alive, workers))
 
 
+def test_workers_do_not_outlive_a_launcher_that_is_killed_while_they_start(endless: Path, tmp_path: Path) -> None:
+    process = start(tmp_path / "run", endless)
+    until = time.monotonic() + 60
+    while len(workers := workers_of(process.pid)) < 2 and time.monotonic() < until:
+        time.sleep(0.02)
+    assert len(workers) == 2
+    process.kill()
+    process.communicate()
+    until = time.monotonic() + 30
+    while any(map(alive, workers)) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not any(map(alive, workers))
+
+
 def test_in_a_group_that_others_started_one_rank_tells(endless: Path, tmp_path: Path) -> None:
     """A rank killed, a signal to all, a run that exists: one document each time, equal exit codes."""
     run = tmp_path / "run"

@@ -17,8 +17,9 @@ from gradatim.models import build_model
 from gradatim.text.tokenizer import Tokenizer
 from gradatim.text.vocabulary import train_tokenizer
 from gradatim.train.checkpoint import save_checkpoint
+from gradatim.train.continuing import training_hash
 from gradatim.train.manifest import Manifest
-from gradatim.train.run_directory import MODEL, Run, training_hash
+from gradatim.train.run_directory import MODEL, Run
 
 TEXT = ["the more i read, the more i learn, and i like it more than anything else."] * 3
 LLAMA: dict[str, Any] = {"positions": "rotary", "norm": "rms", "activation": "swiglu", "bias": False}
@@ -31,6 +32,7 @@ SHAPES: dict[str, GptConfig | BertConfig] = {
     "llama-tied": GptConfig(d_model=16, n_layers=3, n_heads=2, d_ff=24, tied=True, **LLAMA),
     "llama-biased": GptConfig(d_model=16, n_layers=1, n_heads=4, n_kv_heads=1, d_ff=24, **{**LLAMA, "bias": True}),
     "bert": BertConfig(d_model=24, n_layers=2, n_heads=4, vocab_multiple=64, dropout=0.0),
+    "bert-blanks": BertConfig(d_model=16, n_layers=1, n_heads=2, pairs="none", dropout=0.0),
     "bert-tanh": BertConfig(d_model=16, n_layers=1, n_heads=2, d_ff=20, activation="gelu", norm_eps=1e-6, dropout=0.0),
 }
 CONTEXT = 32

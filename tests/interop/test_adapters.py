@@ -28,8 +28,9 @@ from gradatim.text.batches import Batch
 from gradatim.text.tokenizer import load_tokenizer
 from gradatim.train.adapted import remember_base
 from gradatim.train.checkpoint import save_checkpoint
+from gradatim.train.continuing import training_hash
 from gradatim.train.manifest import Manifest
-from gradatim.train.run_directory import MODEL, Run, training_hash
+from gradatim.train.run_directory import MODEL, Run
 from gradatim.train.start import open_weights
 
 MakeRun = Callable[..., Run]

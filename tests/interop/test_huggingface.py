@@ -105,6 +105,26 @@ def test_the_library_loads_ours_and_we_load_theirs(shape: str, make_run: MakeRun
     assert not torch.equal(logits(other, ids)[0], logits(model, ids)[0])
 
 
+def test_a_model_for_blanks_alone_is_the_librarys_of_that_kind(make_run: MakeRun, tmp_path: Path) -> None:
+    """No pooler and no pair head are written; read back as a whole BERT, they are drawn and named."""
+    run = make_run("bert-blanks")
+    model, ids = run.network("last"), some_ids(run.tokenizer.vocab_size)
+    exported = export_directory(run, run.checkpoint("last"), tmp_path / "ours")
+    other, told = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert type(other).__name__ == json.loads((tmp_path / "ours/config.json").read_text())["architectures"][0]
+    assert not any(told.values()), told
+    assert exported.parameters == sum(p.numel() for p in other.parameters())
+    assert isinstance(model, BERT)
+    with torch.no_grad():
+        words, pairs = model(ids)
+        assert pairs is None
+        assert_near([words], [other.eval()(input_ids=ids).logits])
+    assert "AutoModelForMaskedLM" in (tmp_path / "ours" / "README.md").read_text()
+    absent = import_directory(tmp_path / "ours", tmp_path / "imported").absent
+    assert {name.rpartition(".")[0] for name in absent} == {"head.pooler", "head.pair"}
+    assert_near([Run.open(tmp_path / "imported").network("last")(ids)[0]], [words])
+
+
 @pytest.mark.parametrize("shape", ["gpt2", "llama-grouped", "bert"])
 def test_ten_steps_of_training_have_equal_losses(shape: str, make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run(shape)

@@ -131,3 +131,43 @@ def test_a_checkpoint_under_another_layout_is_the_same_numbers(
     assert loss == rows(saved)[counters.step]["loss"], "one process goes on as if nothing had been moved"
     assert all(found == samples for found, _ in ranks)
     assert [found for _, found in ranks] == pytest.approx([loss] * len(ranks), rel=2e-6)
+
+
+def test_metrics_that_cannot_be_written_fail_a_save_on_every_rank(
+    make_config: Callable[..., RunConfig], tmp_path: Path, pool: Pools
+) -> None:
+    """A warning, and nobody left waiting; the next save succeeds."""
+    config = make_config({"dp": 2})
+    (result, told), (other, _) = pool(2).run("work_continue:run_with_a_full_log", config, str(tmp_path / "run"))
+    assert result == other
+    assert result["step"] == 6
+    assert "step 3 could not be saved (rank 0: No space left on device)" in told
+    assert [folder.name for folder in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000006"]
+
+
+def test_what_ranks_pass_over_is_set_aside(make_config: Callable[..., RunConfig], tmp_path: Path, pool: Pools) -> None:
+    config = make_config({"dp": 2})
+    config = dataclasses.replace(config, checkpoint=dataclasses.replace(config.checkpoint, keep=1))
+    keeping = dataclasses.replace(config, checkpoint=dataclasses.replace(config.checkpoint, keep=2))
+    pool(2).run("work_continue:run", keeping, str(tmp_path / "run"), False)
+    newest = tmp_path / "run" / "checkpoints" / "step-00000006"
+    data = (newest / "rank1.safetensors").read_bytes()
+    (newest / "rank1.safetensors").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    (_, told), (_, others) = pool(2).run("work_continue:run", config, str(tmp_path / "run"), True)
+    assert "step-00000006 is called step-00000006.damaged from now on" in told
+    assert "damaged" not in others
+    names = sorted(folder.name for folder in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names == ["step-00000006", "step-00000006.damaged"]
+    assert Run(tmp_path / "run").checkpoint("last").step == 6
+
+
+def test_a_missing_folder_of_logs_fails_no_checkpoint(
+    make_config: Callable[..., RunConfig], saved: Path, tmp_path: Path, pool: Pools
+) -> None:
+    manifest = open_checkpoint(saved / "checkpoints" / "step-00000003").manifest
+    pool(2).run("work_continue:save_without_logs", make_config({"pp": 2, "microbatch": 2}), str(tmp_path), manifest)
+    assert [open_checkpoint(tmp_path / f"step-0000000{step}").step for step in (1, 2)] == [1, 2]
+
+
+def test_a_signal_that_reaches_one_rank_stops_all(make_config: Callable[..., RunConfig], pool: Pools) -> None:
+    assert pool(2).run("work_continue:agree", make_config({"dp": 2})) == [[False, True, False]] * 2

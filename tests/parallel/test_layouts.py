@@ -28,7 +28,8 @@ BERT = {
     "kind": "bert", "d_model": 16, "n_layers": 4, "n_heads": 4, "vocab_multiple": 4, "dropout": 0.0, "masked": 0.3,
     "whole_words": True, "first_length": 8, "first_steps": 1,
 }  # fmt: skip
-MODELS = {"gpt2": GPT2, "llama": LLAMA, "bert": BERT}
+MODELS = {"gpt2": GPT2, "llama": LLAMA, "bert": BERT, "blanks alone": {**BERT, "pairs": "none"}}
+IN_MATRIX = ("gpt2", "llama", "bert")
 TOLERANCE = 1e-10
 SINGLE_TOLERANCE = 2e-6
 """Of losses in fp32."""
@@ -133,7 +134,7 @@ def matrix() -> list[Any]:
             continue
         schedules = [("1f1b", 1)] if pp == 1 else [("gpipe", 1), ("1f1b", 1), ("zero-bubble", 1), ("interleaved", 2)]
         for (schedule, chunks), sequence, zero, recompute, model in itertools.product(
-            schedules, (False, True), (0, 1), ("none", "selective", "full"), MODELS
+            schedules, (False, True), (0, 1), ("none", "selective", "full"), IN_MATRIX
         ):
             if (sequence and tp == 1) or (zero and dp == 1):
                 continue
@@ -184,6 +185,23 @@ COMPILED = [
 def test_compiled_blocks_compute_the_same(model: str, layout: dict[str, Any], pool: Callable[[int], Pool]) -> None:
     """Against the one process that compiles nothing. Left to ``make test-layouts``: the compiler takes its time."""
     check(pool, model, layout, compiled=True)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"dp": 2, "zero": 1, "microbatch": 2},
+        {"tp": 2, "sequence_parallel": True, "microbatch": 4},
+        {"pp": 2, "microbatch": 2},
+    ],
+)
+def test_a_model_for_blanks_alone_has_nothing_that_is_not_trained(
+    layout: dict[str, Any], pool: Callable[[int], Pool]
+) -> None:
+    """A pooler that no loss depends on would decay under a layout, where gradients are zeros, and else not."""
+    check(pool, "blanks alone", layout)
+    _, gradients, weights, _ = reference("blanks alone", "{}")
+    assert gradients.keys() == weights.keys()
 
 
 def test_the_same_layout_twice_is_the_same_to_the_bit(pool: Callable[[int], Pool]) -> None:

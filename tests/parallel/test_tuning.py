@@ -5,12 +5,18 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import work_tuning
 from pool import Pool
 from test_layouts import TOLERANCE, same_outcomes, same_tensors
+
+from gradatim.parallel.engine import LayoutEngine
+from gradatim.parallel.mesh import single
+from gradatim.train.engine import Engine, SerialEngine
 
 SHAPE = {"d_model": 16, "n_layers": 2, "n_heads": 4, "vocab_multiple": 4, "dropout": 0.0}
 MODELS: dict[str, dict[str, Any]] = {
@@ -91,3 +97,45 @@ def test_frozen_weights_stay_and_lower_layers_move_less() -> None:
     assert rates["blocks.1.mlp.up.weight"] == pytest.approx(0.5 * top, rel=0.05)
     assert rates["blocks.0.mlp.up.weight"] == pytest.approx(0.25 * top, rel=0.05)
     assert rates["embed.segments.weight"] == pytest.approx(0.125 * top, rel=0.05)
+
+
+@pytest.mark.parametrize("check", [False, True])
+@pytest.mark.parametrize("model", ["bert", "gpt"])
+def test_a_head_behind_shards_of_the_sequence_drops_the_same_on_every_rank(
+    model: str, check: bool, pool: Callable[[int], Pool]
+) -> None:
+    """Each shard's blocks drop units of their own, but all compute the one head."""
+    layout = {"tp": 2, "sequence_parallel": True, "check": check}
+    config = work_tuning.make_config({**MODELS[model], "dropout": 0.2}, TASKS["classify"], layout)
+    (first, held, said), (second, others, _) = pool(2).run("work_tuning:dropping", config)
+    assert first == second
+    assert "head.classifier.weight" in held
+    differ = [name for name in held if not torch.equal(held[name], others[name])]
+    assert differ == []
+    assert said.startswith("layout.check: equal to the bit in 3 steps") == check
+
+
+@pytest.mark.parametrize("layout", ["zero1", "tp2"])
+def test_a_run_with_frozen_weights_goes_on_under_a_layout(
+    layout: str, tmp_path: Path, pool: Callable[[int], Pool]
+) -> None:
+    """What is not trained has no moments, and none are asked for."""
+    config = work_tuning.make_config(MODELS["bert"], TASKS["gently"], LAYOUTS[layout])
+    for straight, again in pool(2).run("work_tuning:resumed", config, str(tmp_path)):
+        assert again == straight
+
+
+def test_a_run_with_frozen_weights_moves_from_one_process_into_a_layout(tmp_path: Path) -> None:
+    config = work_tuning.make_config(MODELS["bert"], TASKS["gently"], {})
+    rows = work_tuning.make_rows(config)
+
+    def one() -> Engine:
+        return SerialEngine(config, rows)
+
+    def ranks() -> Engine:
+        return LayoutEngine(config, rows, single())
+
+    for number, (make, load) in enumerate([(one, ranks), (ranks, one)]):
+        (tmp_path / str(number)).mkdir()
+        straight, again = work_tuning.save_and_load(make, tmp_path / str(number), load)
+        assert again == pytest.approx(straight, rel=TOLERANCE)

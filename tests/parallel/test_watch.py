@@ -184,3 +184,15 @@ def test_workers_that_end_before_they_begin(tmp_path: Path) -> None:
     error = verdict(tmp_path, LAYOUT, {0: 1, 1: 1})
     assert isinstance(error, LaunchError)
     assert "rank 0: 1, rank 1: 1" in str(error)
+
+
+def test_a_rank_whose_launcher_was_gone_before_it_looked_ends(tmp_path: Path) -> None:
+    ended: list[int] = []
+    watches = [
+        Watch(tmp_path, rank, 2, end=lambda code, rank=rank: ended.append(10 * rank + code), parent=parent)  # type: ignore[misc]
+        for rank, parent in enumerate([os.getppid(), os.getpid()])
+    ]
+    time.sleep(0.3)
+    for watch in watches:
+        watch.close()
+    assert set(ended) == {15}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -16,7 +18,9 @@ from gradatim.config.settings_task import TaskConfig
 from gradatim.parallel.engine import LayoutEngine
 from gradatim.text.prepare_task import Encoded, PreparedTask
 from gradatim.text.tokenizer import Marks
-from gradatim.train.engine import SerialEngine
+from gradatim.train.engine import Engine, SerialEngine
+from gradatim.train.manifest import Manifest
+from gradatim.train.state import Counters
 
 VOCABULARY, CONTEXT, LABELS = 27, 16, ("a", "b", "c")
 
@@ -82,3 +86,45 @@ def layout(rank: int, world: int, config: RunConfig) -> tuple[list[tuple[float, 
     outcomes = [engine.step(step) for step in range(config.steps)]
     result = [(o.loss, o.norm, o.count) for o in outcomes]
     return result, pieces(engine, gradient=False), engine.valid_loss(lambda: False)
+
+
+def dropping(rank: int, world: int, config: RunConfig) -> tuple[list[tuple[float, float, int]], dict[str, Tensor], str]:
+    """Steps with dropout: outcomes, what this rank holds of the parameters that are not split, what was compared."""
+    engine = LayoutEngine(config, make_rows(config), mesh_of(config.layout))
+    outcomes = [engine.step(step) for step in range(config.steps)]
+    held = {
+        chunk.specs[name].global_name: parameter.detach().clone()
+        for chunk in engine.chunks.values()
+        for name, parameter in chunk.model.named_parameters()
+        if chunk.specs[name].split is None
+    }
+    said = engine.replicas.summary() if engine.replicas is not None else ""
+    return [(o.loss, o.norm, o.count) for o in outcomes], held, said
+
+
+def save_and_load(make: Callable[[], Engine], folder: Path, load: Callable[[], Engine]) -> list[tuple[float, float]]:
+    """(loss, norm) of the second step of an engine, and of another that goes on from what it saved after the first."""
+    first, second = make(), load()
+    first.step(0)
+    counters = dataclasses.asdict(Counters(step=1, updates=1))
+    first.save(
+        folder,
+        Manifest(
+            step=1, tokens=0, samples=0, config_hash="", data_fingerprint="", tokenizer_fingerprint="",
+            counters=counters,
+        ),
+    )  # fmt: skip
+    found, rejected = second.newest(folder)
+    assert found is not None
+    assert not rejected
+    second.load(found)
+    return [(outcome.loss, outcome.norm) for outcome in (first.step(1), second.step(1))]
+
+
+def resumed(rank: int, world: int, config: RunConfig, folder: str) -> list[tuple[float, float]]:
+    """``save_and_load`` under a layout."""
+
+    def make() -> LayoutEngine:
+        return LayoutEngine(config, make_rows(config), mesh_of(config.layout))
+
+    return save_and_load(make, Path(folder), make)

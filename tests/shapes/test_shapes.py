@@ -10,6 +10,7 @@ import torch
 
 from gradatim.config import load_config
 from gradatim.config.settings import BertConfig, GptConfig, NgramConfig, RecurrentConfig, WindowConfig
+from gradatim.config.tuned import TunedConfig
 from gradatim.models import new_model
 from gradatim.shapes import COLUMN, REPLICATED, ROW, VOCAB, flops_per_token, matmuls, parameter_count, parameters
 
@@ -28,6 +29,7 @@ CONFIGS = [
     GptConfig(d_model=16, n_layers=1, n_heads=4, n_kv_heads=1, d_ff=20, positions="rotary"),
     BertConfig(d_model=16, n_layers=2, n_heads=4),
     BertConfig(d_model=16, n_layers=1, n_heads=2, d_ff=20, vocab_multiple=1),
+    BertConfig(d_model=16, n_layers=1, n_heads=2, pairs="none"),
 ]
 
 
@@ -65,6 +67,17 @@ def test_flops_are_the_formula_of_narayanan_et_al():
     config = GptConfig(d_model=h, n_layers=layers, n_heads=24)
     formula = 72 * layers * h**2 * (1 + s / (6 * h) + v / (12 * layers * h))
     assert flops_per_token(config, v, s) == pytest.approx(formula, rel=1e-12)
+
+
+@pytest.mark.parametrize("task", ["classify", "tag"])
+def test_a_task_head_does_not_depend_on_what_its_body_was_pretrained_for(task):
+    bodies = [BertConfig(d_model=16, n_layers=1, n_heads=2, pairs=pairs) for pairs in ("none", "next-sentence")]
+    blanks, pairs = (TunedConfig(body=body, task=task, outputs=3) for body in bodies)
+    assert parameters(blanks, 64, 12) == parameters(pairs, 64, 12)
+    assert matmuls(blanks, 64, 12) == matmuls(pairs, 64, 12)
+    with torch.device("meta"):
+        named = dict(new_model(blanks, 64, 12).named_parameters())
+    assert {name: tuple(p.shape) for name, p in named.items()} == {p.name: p.shape for p in parameters(blanks, 64, 12)}
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)

@@ -16,15 +16,13 @@ from gradatim.errors import CheckpointError
 from gradatim.train.checkpoint import (
     Checkpoint,
     best_valid,
-    list_checkpoints,
     newest_valid,
     open_checkpoint,
-    prune,
-    remove_leftovers,
     save_checkpoint,
     write_safetensors,
 )
 from gradatim.train.manifest import Manifest, Piece, TensorEntry, check_cover
+from gradatim.train.publish import list_checkpoints, prune, remove_leftovers
 
 TENSORS: dict[str, Tensor] = {
     "model/w": torch.arange(12, dtype=torch.float32).reshape(3, 4) / 7,
@@ -115,7 +113,7 @@ def test_cover_accepts_exactly_the_partitions(rows: int, columns: int, data: st.
 def test_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     for step, loss in [(1, 3.0), (2, 2.0), (3, None), (4, 2.5), (5, 2.0)]:
         save(tmp_path, step, loss)
-        prune(tmp_path, keep=2)
+        prune(tmp_path, keep=2, published=step)
     assert [int(path.name[5:]) for path in list_checkpoints(tmp_path)] == [5, 4, 2]
     assert_step(best_valid(tmp_path)[0], 2)  # the earlier of equals
     assert_step(newest_valid(tmp_path)[0], 5)

@@ -21,9 +21,9 @@ from gradatim.models.neural import NeuralLanguageModel
 from gradatim.text.prepare_task import prepare_run
 from gradatim.train import Run, train
 from gradatim.train.adapted import base_of
+from gradatim.train.continuing import refuse_changes
 from gradatim.train.engine import SerialEngine
 from gradatim.train.metrics import read_metrics
-from gradatim.train.run_directory import refuse_changes
 from gradatim.train.start import Start, open_weights
 
 MakeConfig = Callable[..., RunConfig]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 from collections.abc import Callable
 from dataclasses import make_dataclass, replace
 from pathlib import Path
@@ -15,11 +17,16 @@ from torch import Tensor
 
 from gradatim.config.settings import CheckpointConfig, RunConfig
 from gradatim.errors import CheckpointError, ConfigError, LaunchError
-from gradatim.train import Run, train
+from gradatim.parallel.engine import LayoutEngine
+from gradatim.parallel.mesh import single
+from gradatim.text.prepare import prepare
+from gradatim.train import Run, publish, train
+from gradatim.train.checkpoint import save_checkpoint
+from gradatim.train.continuing import training_hash
 from gradatim.train.engine import SerialEngine
 from gradatim.train.loop import Trainer
 from gradatim.train.metrics import read_metrics
-from gradatim.train.run_directory import training_hash
+from gradatim.train.precision import own_gpu
 from gradatim.train.state import Counters
 
 MakeConfig = Callable[..., RunConfig]
@@ -136,6 +143,108 @@ def test_a_loss_that_is_no_number_is_never_the_best() -> None:
     for loss in (float("nan"), 2.0, float("inf"), 1.0, float("nan")):
         counters.judged(loss)
     assert (counters.best, counters.since_best) == (1.0, 1)
+
+
+def test_evaluations_that_gave_no_number_are_not_made_again(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint has null for them, and patience would count them twice."""
+    config = make_config("gpt", 8, evaluation__every=2, evaluation__patience=4)
+    judged: list[int] = []
+
+    def nothing(self: Trainer, stop: Callable[[], bool] = lambda: False) -> float:
+        judged.append(self.counters.step)
+        return float("nan")
+
+    monkeypatch.setattr(Trainer, "valid_loss", nothing)
+    for stop in (3, 5, 7):
+        with monkeypatch.context() as patch:
+            kill_before(patch, stop)
+            with pytest.raises(Killed):
+                train(config, tmp_path / "run", resume=True)
+    assert train(config, tmp_path / "run", resume=True).step == 8
+    assert judged == [2, 4, 6, 8]
+
+
+def test_counters_of_older_checkpoints_tell_what_was_measured() -> None:
+    before = {"step": 4, "updates": 4, "valid_loss": 1.0}
+    assert Counters(**before).measured  # type: ignore[arg-type]
+    assert not Counters(**{**before, "valid_loss": None}).measured  # type: ignore[arg-type]
+
+
+def test_older_checkpoints_of_models_for_blanks_alone_go_on(make_config: MakeConfig, tmp_path: Path) -> None:
+    """Once they held a pooler and a head for pairs that nothing trained; under a layout, with moments of zero."""
+    config = make_config("bert", 4, model__pairs="none", optimizer__schedule="constant")
+    for name, moments in (("serial", ()), ("layout", ("exp_avg", "exp_avg_sq"))):
+        directory = tmp_path / name
+        train(config, directory)
+        saved = Run.open(directory).checkpoint("last")
+        tensors = saved.tensors()
+        for part in ("pooler", "pair"):
+            assert not any(f"head.{part}." in tensor for tensor in tensors)
+            tensors[f"model/head.{part}.bias"] = torch.zeros(2)
+            tensors |= {f"optimizer/head.{part}.bias/{moment}": torch.zeros(2) for moment in moments}
+        save_checkpoint(saved.folder.parent, saved.manifest, tensors)
+        rows = prepare(config.data)
+        for engine in (SerialEngine(config, rows), LayoutEngine(config, rows, single())):
+            assert engine.load(Run.open(directory).checkpoint("last")).step == 4
+        assert Run.open(directory).network("last")
+        longer = make_config("bert", 8, model__pairs="none", optimizer__schedule="constant")
+        assert train(longer, directory, resume=True).step == 8
+    assert_same(tmp_path / "serial", tmp_path / "layout")
+
+
+def test_the_stretch_that_a_run_is_judged_on_stays(make_config: MakeConfig, tmp_path: Path) -> None:
+    """Its losses are compared over the whole run: for the best checkpoint, and for patience."""
+    train(make_config("gpt", 2), tmp_path / "run")
+    with pytest.raises(CheckpointError) as caught:
+        train(make_config("gpt", 2, evaluation__tokens=50), tmp_path / "run", resume=True)
+    (problem,) = caught.value.problems
+    assert problem.where.endswith("evaluation.tokens")
+    assert train(make_config("gpt", 2, evaluation__every=1), tmp_path / "run", resume=True).step == 2
+
+
+def test_random_numbers_are_put_aside_on_the_current_gpu_alone(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    real = torch.random.fork_rng
+
+    def fork(*arguments: Any, **more: Any) -> Any:
+        asked.append((arguments, more))
+        return real(*arguments, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.random, "fork_rng", fork)
+        train(make_config("gpt", 2), tmp_path / "run")
+    gpus = own_gpu()
+    assert asked[0] == ((gpus,), {})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    assert own_gpu() == [3]
+
+
+def test_settings_that_stay_are_not_written_again_and_others_whole(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(make_config("gpt", 2), tmp_path / "run")
+    path = tmp_path / "run" / "config.yaml"
+    path.write_text("# mine\n" + path.read_text())
+    before = path.read_bytes()
+    train(make_config("gpt", 2), tmp_path / "run", resume=True)
+    assert path.read_bytes() == before
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(publish, "write_durably", full)
+        with pytest.raises(LaunchError, match="No space left on device"):
+            train(make_config("gpt", 4), tmp_path / "run", resume=True)
+    assert path.read_bytes() == before
+    assert train(make_config("gpt", 4), tmp_path / "run", resume=True).step == 4
+    assert Run.open(tmp_path / "run").config.steps == 4
 
 
 def test_another_microbatch_may_continue_a_run(make_config: MakeConfig, tmp_path: Path) -> None:

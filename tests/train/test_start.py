@@ -74,6 +74,23 @@ def test_a_hugging_face_directory(make_config: MakeConfig, tmp_path: Path) -> No
     train(config, tmp_path / "second")
 
 
+@pytest.mark.parametrize(("before", "after"), [("none", "next-sentence"), ("next-sentence", "none")])
+def test_judging_pairs_may_begin_or_end_with_a_start(
+    before: str, after: str, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    """What the source lacks for it is drawn, what it has for nothing is left."""
+    train(make_config("bert", 2, model__pairs=before), tmp_path / "first")
+    saved = Run.open(tmp_path / "first").checkpoint("best").tensors("model/")
+    config = make_config("bert", 2, init_from=tmp_path / "first", model__pairs=after)
+    found = started(config, tmp_path / "first")
+    assert all(torch.equal(found[name], saved[name]) for name in found.keys() & saved.keys() - set(VOCABULARY))
+    said: list[str] = []
+    train(config, tmp_path / "second", say=said.append)
+    drawn = {line.split(" has no ")[1].split(":")[0] for line in said if "it is drawn anew" in line}
+    assert drawn == found.keys() - saved.keys()
+    assert len(saved.keys() ^ found.keys()) == 4
+
+
 def test_everything_that_differs_is_told_at_once(make_config: MakeConfig, tmp_path: Path) -> None:
     train(make_config("gpt", 2, **LEARNED), tmp_path / "first")
     config = make_config("gpt", 2, model__n_heads=4, model__d_ff=48, context=20, **HF)

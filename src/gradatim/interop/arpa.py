@@ -294,8 +294,9 @@ def import_arpa(path: Path, directory: Path, tokenizer_path: Path | None = None)
         DataError: not a whole ARPA file, or of other tokens than the tokenizer's.
     """
     from gradatim.train.checkpoint import save_checkpoint
+    from gradatim.train.continuing import training_hash
     from gradatim.train.manifest import Manifest
-    from gradatim.train.run_directory import MODEL, Run, config_error_existing, config_error_foreign, training_hash
+    from gradatim.train.run_directory import MODEL, Run, config_error_existing, config_error_foreign
 
     if Run(directory).exists:
         raise config_error_existing(directory, "name another RUN")

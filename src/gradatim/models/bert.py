@@ -82,7 +82,7 @@ class BERT(NeuralModel):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         output = Output(self.embed.tokens.weight, vocab_size, bias=rows)
         norm = norm_layer("layer", config.d_model, config.norm_eps, bias=True)
-        self.head = MaskedHead(output, config.d_model, norm, config.activation)
+        self.head = MaskedHead(output, config.d_model, norm, config.activation, pairs=config.pairs != "none")
 
     def initial(self, name: str) -> Init:
         """N(0, 0.02²), biases 0, norm weights 1."""
@@ -125,10 +125,13 @@ class BERT(NeuralModel):
         ids: Int[Tensor, "b t"],
         segments: Int[Tensor, "b t"] | None = None,
         lengths: Int[Tensor, " b"] | None = None,
-    ) -> tuple[Float[Tensor, "b t v"], Float[Tensor, "b two"]]:
-        """Logits of the word at every position, and of the pair: 0 for B following A, 1 for not."""
+    ) -> tuple[Float[Tensor, "b t v"], Float[Tensor, "b two"] | None]:
+        """Logits of the word at every position, and, where pairs are judged, of the pair: 0 for B following A, 1 for
+        not.
+        """
         hidden = self.head.whole(self.hidden(ids, segments, lengths))
-        return self.head.output.logits(self.head(hidden)), self.head.pair_logits(hidden)
+        pair = None if self.head.pair is None else self.head.pair_logits(hidden)
+        return self.head.output.logits(self.head(hidden)), pair
 
     def masked_nll(
         self, hidden: Float[Tensor, "b t d"], positions: Int[Tensor, "b p"], targets: Int[Tensor, "b p"]

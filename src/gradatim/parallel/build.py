@@ -33,6 +33,7 @@ from gradatim.parallel.spec import ParameterSpec, specify
 from gradatim.parallel.vocabulary import Gathered, PositionsShard, SegmentsShard, VocabEmbedding, VocabOutput
 from gradatim.shapes import COLUMN, ROW, Split, parameters
 from gradatim.shapes.lora import adapter_parameters, learned_heads
+from gradatim.train.precision import own_gpu
 
 
 @dataclass
@@ -174,8 +175,7 @@ def exchange_layers(
 @contextlib.contextmanager
 def _shard_random(name: str, index: int) -> Iterator[None]:
     """Random numbers of this shard's heads; outside, all shards of replicated activations go on drawing alike."""
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices):
+    with torch.random.fork_rng(own_gpu()):
         torch.manual_seed(seed_of(torch.initial_seed(), name, index))
         yield
 

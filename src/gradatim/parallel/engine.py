@@ -8,6 +8,7 @@ the number of replicas shift the weights of tokens.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 from collections import deque
@@ -27,7 +28,6 @@ from gradatim.evaluate.likelihood import windows
 from gradatim.objectives import objective_of
 from gradatim.objectives.next_token import NextToken
 from gradatim.parallel import state
-from gradatim.parallel.agree import tell
 from gradatim.parallel.build import build_chunk, initial
 from gradatim.parallel.check import Replicas
 from gradatim.parallel.gradients import Gradients
@@ -161,13 +161,13 @@ class LayoutEngine:
         number, mesh = self.schedule.microbatches, self.mesh
         found = []
         for i, part in enumerate(self._here(batch).split(number)):
-            place = mesh.dp.index * number + i
+            seed = partial(derive, self.config.seed, step, mesh.dp.index * number + i)
             # Shards of the sequence drop units of their own; what is replicated over tp drops the same.
-            shard = (mesh.tp.index,) if self.config.layout.sequence_parallel and mesh.tp.index else ()
-            seeds = {
-                c: derive(self.config.seed, step, place, *((c,) if c or shard else ()), *shard) for c in self.chunks
-            }
-            found.append(Microbatch(part, seeds))
+            sharded = self.config.layout.sequence_parallel and mesh.tp.size > 1
+            shard = (mesh.tp.index,) if sharded and mesh.tp.index else ()
+            seeds = {c: seed(*((c,) if c or shard else ()), *shard) for c in self.chunks}
+            head_seed = seed(self.schedule.last_chunk, mesh.tp.size) if sharded else None  # no shard has that number
+            found.append(Microbatch(part, seeds, head_seed))
         return found
 
     def _here(self, batch: Batch) -> Batch:
@@ -246,17 +246,19 @@ class LayoutEngine:
 
     def agreed(self, stop: bool) -> bool:
         """See ``Engine``."""
-        return bool(tell(stop, self.mesh))
+        return self._sums({"stop": float(stop)}, True)["stop"] > 0
 
-    def save(self, checkpoints: Path, manifest: Manifest) -> None:
+    def save(self, checkpoints: Path, manifest: Manifest, before: Callable[[], None] = lambda: None) -> None:
         """See ``Engine``."""
         if self.replicas is not None:  # what has drifted apart since the last update is not saved
             report_action("check")
             self.replicas.parameters()
         report_action("save")
-        state.save(checkpoints, manifest, list(self.chunks.values()), self.optimizer, self.mesh)
+        state.save(checkpoints, manifest, list(self.chunks.values()), self.optimizer, self.mesh, before)
         if self.leads and self.logs is not None and self.last is not None:
-            (self.logs / SAVED_TIMELINE).write_text(json.dumps(self.last.as_json()) + "\n", encoding="utf-8")
+            with contextlib.suppress(OSError):  # a picture for people: no checkpoint fails for it
+                self.logs.mkdir(parents=True, exist_ok=True)
+                (self.logs / SAVED_TIMELINE).write_text(json.dumps(self.last.as_json()) + "\n", encoding="utf-8")
 
     def load(self, checkpoint: Checkpoint) -> Counters:
         """See ``Engine``."""

@@ -73,20 +73,22 @@ class Group:
 
 @contextlib.contextmanager
 def joined(
-    place: Place, layout: LayoutConfig, folder: Path | None = None, logs: Callable[[], Path] | None = None
-) -> Iterator[Group]:
+    place: Place, layout: LayoutConfig, folder: Path | None = None, logs: Callable[[], Path] | None = None,
+    launcher: int | None = None,
+) -> Iterator[Group]:  # fmt: skip
     """The group of this process, while it lasts; how a rank fails is watched and told (``watch.py``).
 
     Args:
         folder: where ranks keep their records, if whoever started them made one.
         logs: else, the first rank's word for a folder that all machines see; not asked where there is one machine.
+        launcher: the process that started this one; it may be gone by now.
 
     Raises:
         Failed: a rank failed, this one or another.
         LaunchError: the others cannot be found, or no device.
         Interrupted: the ranks agreed to stop.
     """
-    watch = Watch(folder, place.rank, place.world) if folder else None
+    watch = Watch(folder, place.rank, place.world, parent=launcher) if folder else None
     stopped = None
     try:
         group = _join(place, layout)
@@ -188,7 +190,9 @@ def launch(function: str, arguments: dict[str, Any], layout: LayoutConfig, logs:
     """
     with tempfile.TemporaryDirectory(prefix="gradatim-launch-") as name:
         folder = Path(name)
-        job = {"function": function, "arguments": arguments, "layout": _layout_fields(layout)}
+        job = {
+            "function": function, "arguments": arguments, "layout": _layout_fields(layout), "launcher": os.getpid(),
+        }  # fmt: skip
         (folder / "job").write_text(json.dumps(job), encoding="utf-8")
         exits, received = _Agent(folder, world_size(layout)).run()
         answer = json.loads((folder / RESULT).read_text("utf-8")) if (folder / RESULT).exists() else None

@@ -39,6 +39,9 @@ class Microbatch:
     """On this rank's device. The first chunk reads ids, the last one targets, all of them which positions are text."""
     seeds: Mapping[int, int] = field(default_factory=dict)
     """Chunk: what seeds dropout in its forward pass; none where nothing is dropped."""
+    head_seed: int | None = None
+    """What seeds dropout anew behind the last block, where blocks hold shards of the sequence and draw units of their
+    own: a head that reads whole sequences is computed by every shard, and they must drop the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +194,8 @@ class _Step:
         with pipeline.arithmetic():
             out = objective.run(model, objective.enter(model, batch) if x is None else x, batch)
             if action.chunk == pipeline.schedule.last_chunk:
+                if microbatch.head_seed is not None:
+                    torch.manual_seed(microbatch.head_seed)
                 sums = objective.sums(model, out, batch)
         if action.chunk == pipeline.schedule.last_chunk:
             outs = tuple(sums[name] for name in objective.names)

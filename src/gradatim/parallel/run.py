@@ -29,7 +29,8 @@ from gradatim.parallel.watch import LINGER, first_testimony
 from gradatim.shapes.split import layers_of_chunks
 from gradatim.text.prepare_task import prepare_run
 from gradatim.train import Run, TrainResult, train
-from gradatim.train.run_directory import config_error_existing, config_error_foreign, refuse_changes
+from gradatim.train.continuing import refuse_changes
+from gradatim.train.run_directory import config_error_existing, config_error_foreign
 
 Say = Callable[[str], None]
 Choose = Callable[[], tuple[Path, RunConfig]]

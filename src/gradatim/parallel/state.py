@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,20 +26,20 @@ from gradatim.errors import CheckpointError, Problem
 from gradatim.models.layers.lora import stored
 from gradatim.parallel.agree import exchange, tell
 from gradatim.parallel.mesh import Mesh
-from gradatim.parallel.optimizer import ShardedAdamW
+from gradatim.parallel.optimizer import MOMENTS, ShardedAdamW
 from gradatim.train.checkpoint import (
     Checkpoint,
     Held,
     WrittenPart,
     complete,
-    list_checkpoints,
-    new_temporary,
     open_checkpoint,
     write_part,
 )
 from gradatim.train.manifest import FileEntry, Manifest, Piece, TensorEntry
+from gradatim.train.publish import list_checkpoints, new_temporary
 from gradatim.train.run_directory import MODEL
 from gradatim.train.state import OPTIMIZER
+from gradatim.train.weights import is_unused
 
 if TYPE_CHECKING:
     from gradatim.parallel.build import Chunk
@@ -129,7 +129,14 @@ def _ours(spec: ParameterSpec, number: int, mesh: Mesh, replicated: bool) -> boo
     return number % members == place
 
 
-def save(checkpoints: Path, manifest: Manifest, chunks: Sequence[Chunk], optimizer: ShardedAdamW, mesh: Mesh) -> Path:
+def save(
+    checkpoints: Path,
+    manifest: Manifest,
+    chunks: Sequence[Chunk],
+    optimizer: ShardedAdamW,
+    mesh: Mesh,
+    before: Callable[[], None] = lambda: None,
+) -> Path:
     """Publish a checkpoint of all ranks, who all call this.
 
     Args:
@@ -138,6 +145,7 @@ def save(checkpoints: Path, manifest: Manifest, chunks: Sequence[Chunk], optimiz
         chunks: what this rank holds of the model.
         optimizer: what this rank holds of the moments.
         mesh: this rank's place.
+        before: done by the first rank before anything is written.
 
     Returns: the published folder.
 
@@ -148,6 +156,7 @@ def save(checkpoints: Path, manifest: Manifest, chunks: Sequence[Chunk], optimiz
     answer: dict[str, Any] = {}
     try:
         if mesh.rank == 0:
+            before()
             answer = {"folder": new_temporary(checkpoints, manifest.step).name}
     except OSError as error:
         answer = _failure(error)
@@ -246,9 +255,9 @@ def load(checkpoint: Checkpoint, chunks: Sequence[Chunk], optimizer: ShardedAdam
     specs = [chunk.specs[name] for chunk in chunks for name in stored(chunk.model)]
     wanted = {MODEL + spec.global_name: spec.shape for spec in specs}
     moments = checkpoint.names(OPTIMIZER)
-    if moments:  # there are none before the first update
-        for spec in specs:
-            wanted |= {f"{OPTIMIZER}{spec.global_name}/{moment}": spec.shape for moment in ("exp_avg", "exp_avg_sq")}
+    if moments:  # there are none before the first update, and none of what is not trained
+        trained = [part.spec for leaf in optimizer.leaves for part in leaf.parts]  # of shards, what others do not name
+        wanted |= {f"{OPTIMIZER}{spec.global_name}/{moment}": spec.shape for spec in trained for moment in MOMENTS}
     answers = exchange([wanted, []], mesh)
     everything = {name: tuple(shape) for names, _ in answers for name, shape in names.items()}
     problems = list(_differences(checkpoint, everything))
@@ -287,6 +296,8 @@ def _differences(checkpoint: Checkpoint, wanted: dict[str, Sizes]) -> Iterator[P
     where, attempt = str(checkpoint.folder), "is it of another model?"
     own = {name for name in checkpoint.names() if name.startswith((MODEL, OPTIMIZER))}
     for name in sorted(wanted.keys() | own):
+        if name not in wanted and is_unused(name.removeprefix(MODEL).removeprefix(OPTIMIZER)):
+            continue
         if name not in own:
             yield Problem(where=where, what=f"the checkpoint has no {_shown(name)}", attempt=attempt)
         elif name not in wanted:

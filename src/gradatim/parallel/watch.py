@@ -87,7 +87,10 @@ class Testimony:
 class Watch:
     """A rank's part: its record, its testimony, its eye on the others."""
 
-    def __init__(self, folder: Path, rank: int, world: int, end: Callable[[int], object] = os._exit) -> None:
+    def __init__(
+        self, folder: Path, rank: int, world: int, end: Callable[[int], object] = os._exit, parent: int | None = None
+    ) -> None:
+        """``parent``: the process without which this one is to end; by default whose child it is now."""
         self.folder, self.rank, self.world, self.end = folder, rank, world, end
         self.step = ""
         self.action = ""
@@ -99,7 +102,7 @@ class Watch:
         self._record[RECORD - 101 : RECORD] = host.ljust(101, b"\0")
         self._stop = threading.Event()
         self._main = threading.main_thread().ident
-        self._parent = os.getppid()
+        self._parent = os.getppid() if parent is None else parent
         self.report("")
         self._thread = threading.Thread(target=self._look, daemon=True, name="gradatim-watch")
         self._thread.start()

@@ -21,17 +21,19 @@ def main(folder: Path) -> int:
     os.dup2(2, 1)
     place = given_place()
     assert place is not None
+    job = json.loads((folder / "job").read_text("utf-8"))
+    if os.getppid() != job["launcher"]:  # it is gone already, and nobody would end this process
+        return 5
     before_torch(place)
 
     from gradatim.config.settings import LayoutConfig
     from gradatim.errors import Interrupted
     from gradatim.parallel.launch import RESULT, Failed, joined
 
-    job = json.loads((folder / "job").read_text("utf-8"))
     module, _, name = job["function"].partition(":")
     answer: dict[str, object]
     try:
-        with joined(place, LayoutConfig(**job["layout"]), folder) as group:
+        with joined(place, LayoutConfig(**job["layout"]), folder, launcher=job["launcher"]) as group:
             answer = {"value": getattr(import_module(module), name)(group, **job["arguments"])}
     except Interrupted as stopped:  # agreed upon: every rank is here
         answer = {"problems": [asdict(problem) for problem in stopped.problems]}

@@ -13,6 +13,10 @@ from gradatim.shapes.parameters import COLUMN, REPLICATED, ROW, VOCAB, Matmul, P
 
 SEGMENTS = 2
 """Sentence A and sentence B."""
+OF_PAIRS = ("head.pooler.", "head.pair.")
+"""What only a verdict on pairs makes use of. Models have it where pairs are judged; once they always had, so older
+checkpoints may hold what was never trained.
+"""
 
 
 def _norm(name: str, width: int, whole: bool = False) -> list[ParameterShape]:
@@ -44,8 +48,9 @@ def parameters(config: BertConfig, vocab_size: int, context: int) -> list[Parame
         found += linear(f"{block}.mlp.up", f, d, COLUMN, bias=True)
         found += linear(f"{block}.mlp.down", d, f, ROW, bias=True)
         found += _norm(f"{block}.norm2", d)
-    found += _head("head.pooler", d, d)
-    found += _head("head.pair", 2, d)
+    if config.pairs != "none":
+        found += _head("head.pooler", d, d)
+        found += _head("head.pair", 2, d)
     found += _head("head.transform", d, d)
     found += _norm("head.norm", d, whole=True)
     found.append(ParameterShape("head.output.bias", (rows,), VOCAB))
@@ -55,6 +60,10 @@ def parameters(config: BertConfig, vocab_size: int, context: int) -> list[Parame
 def matmuls(config: BertConfig, vocab_size: int, context: int) -> list[Matmul]:
     """Forward matmuls for one token of a sequence of ``context``; words are predicted at the masked positions only."""
     d, f, layers = config.d_model, feed_forward_width(config), config.n_layers
+    of_pairs = [
+        Matmul("head.pooler", d, d, share=1 / context),
+        Matmul("head.pair", 2, d, share=1 / context),
+    ]
     return [
         Matmul("attention.qkv", 3 * d, d, layers),
         Matmul("attention.scores", context, d, layers),
@@ -62,8 +71,7 @@ def matmuls(config: BertConfig, vocab_size: int, context: int) -> list[Matmul]:
         Matmul("attention.out", d, d, layers),
         Matmul("mlp.up", f, d, layers),
         Matmul("mlp.down", d, f, layers),
-        Matmul("head.pooler", d, d, share=1 / context),
-        Matmul("head.pair", 2, d, share=1 / context),
+        *(of_pairs if config.pairs != "none" else ()),
         Matmul("head.transform", d, d, share=config.masked),
         Matmul("head.output", vocab_size, d, share=config.masked),
     ]

@@ -30,7 +30,7 @@ def parameters(config: TunedConfig, vocab_size: int, context: int) -> list[Param
     """Every parameter in the order of the model."""
     body, width = config.body, config.body.d_model
     if isinstance(body, BertConfig):
-        whole = bert.parameters(body, vocab_size, context)
+        whole = bert.parameters(replace(body, pairs="next-sentence"), vocab_size, context)  # a pooler at any rate
         kept = ("head.pooler.",) if has_pooler(config) else ()
     else:
         whole = gpt.parameters(body, vocab_size, context)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from gradatim.errors import CheckpointError, ConfigError, Problem
-from gradatim.train.checkpoint import list_checkpoints, open_checkpoint
+from gradatim.train.checkpoint import open_checkpoint
+from gradatim.train.publish import list_checkpoints
 
 MODEL = "model/"
 

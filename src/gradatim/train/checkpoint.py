@@ -2,7 +2,7 @@
 
 Saving  ``step-00000500.tmp-<pid>/`` → every file written, checksummed and fsynced → the manifest last →
         one rename to ``step-00000500/`` → fsync of the parent. Only then may older ones be pruned.
-        Killed at any moment, the newest published checkpoint is whole.
+        Killed at any moment, the newest published checkpoint is whole (``publish.py``).
 Loading The manifest is checked first (``manifest.py``), then each file's size and CRC-32, then that every
         piece is in its file with the shape and dtype promised. A flipped bit in a weight loads silently
         in safetensors itself, hence the checksums. Nothing is ever unpickled.
@@ -19,7 +19,6 @@ import itertools
 import json
 import math
 import os
-import re
 import shutil
 import struct
 import zlib
@@ -43,6 +42,7 @@ from gradatim.train.manifest import (
     read_manifest,
     refuse,
 )
+from gradatim.train.publish import list_checkpoints, new_temporary, publish, step_folder, step_of, write_durably
 
 _DTYPE_NAMES: dict[torch.dtype, str] = {
     torch.float64: "F64",
@@ -60,14 +60,7 @@ _DTYPE_NAMES: dict[torch.dtype, str] = {
     torch.bool: "BOOL",
 }
 _DTYPES = {name: dtype for dtype, name in _DTYPE_NAMES.items()}
-_STEP_FOLDER = re.compile(r"step-(\d{8,})\Z")
-_LEFTOVER = re.compile(r"step-\d+\.(tmp|old)-")
 _BLOCK = 1 << 20
-
-
-def step_folder(checkpoints: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies: ``checkpoints/step-00000500``."""
-    return checkpoints / f"step-{step:08d}"
 
 
 # --------------------------------------------------------------------------- writing
@@ -112,14 +105,6 @@ class WrittenPart:
 
     file: FileEntry
     tensors: Mapping[str, TensorEntry]
-
-
-def new_temporary(checkpoints: Path, step: int) -> Path:
-    """Make the folder in which a checkpoint is written until it is published; the name is this process' own."""
-    temporary = checkpoints / f"{step_folder(checkpoints, step).name}.tmp-{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    return temporary
 
 
 def write_part(temporary: Path, rank: int, held: Sequence[Held]) -> WrittenPart:
@@ -196,38 +181,6 @@ def _bytes_of(tensor: Tensor) -> Iterator[memoryview[int]]:
         yield flat[start : start + 16 * _BLOCK].numpy().data
 
 
-def write_durably(path: Path, data: bytes) -> None:
-    """Write a new file and wait until the disk has it."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def publish(temporary: Path, target: Path) -> None:
-    """Give a complete folder its final name, in one rename, and wait until the disk has the name."""
-    fsync_folder(temporary)
-    if target.exists():
-        # Only a damaged checkpoint, or one saved before its evaluation was done, is ever written again.
-        aside = target.with_name(f"{target.name}.old-{os.getpid()}")
-        shutil.rmtree(aside, ignore_errors=True)
-        target.rename(aside)
-        temporary.rename(target)
-        shutil.rmtree(aside, ignore_errors=True)
-    else:
-        temporary.rename(target)
-    fsync_folder(target.parent)
-
-
-def fsync_folder(folder: Path) -> None:
-    """Wait until the disk has the names in a folder."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 # --------------------------------------------------------------------------- reading
 
 
@@ -298,7 +251,7 @@ def open_checkpoint(folder: Path, share: slice = slice(None)) -> Checkpoint:
         CheckpointError: saying which file or tensor is wrong, with expected and actual value.
     """
     if not folder.is_dir():
-        there = [int(match[1]) for each in list_checkpoints(folder.parent) if (match := _STEP_FOLDER.match(each.name))]
+        there = [step_of(each) for each in list_checkpoints(folder.parent)]
         steps = f"one of {', '.join(map(str, sorted(there)))}" if there else ""
         raise refuse(folder, "there is no such checkpoint", allowed=steps, attempt="--checkpoint last")
     manifest = read_manifest(folder)
@@ -344,16 +297,6 @@ def _verify_pieces(path: Path, pieces: list[tuple[str, Piece]]) -> None:
                 )
 
 
-def list_checkpoints(checkpoints: Path) -> list[Path]:
-    """Published checkpoints, newest first; not verified."""
-    found = []
-    if checkpoints.is_dir():
-        for folder in checkpoints.iterdir():
-            if match := _STEP_FOLDER.match(folder.name):
-                found.append((int(match[1]), folder))
-    return [folder for _, folder in sorted(found, reverse=True)]
-
-
 def newest_valid(checkpoints: Path) -> tuple[Checkpoint | None, list[CheckpointError]]:
     """The newest checkpoint that verifies completely, and why each newer one was rejected."""
     rejected: list[CheckpointError] = []
@@ -386,42 +329,6 @@ def best_valid(checkpoints: Path) -> tuple[Checkpoint | None, list[CheckpointErr
             rejected.append(error)
     newest, also = newest_valid(checkpoints)
     return newest, rejected + [error for error in also if str(error) not in {str(other) for other in rejected}]
-
-
-# --------------------------------------------------------------------------- keeping
-
-
-def prune(checkpoints: Path, keep: int) -> None:
-    """Remove all but the newest ``keep`` checkpoints and the one of lowest validation loss.
-
-    Called only after a newer one has been published, so what remains always includes a whole one. What cannot
-    be removed is left for the next time: tidying never ends a run.
-    """
-    folders = list_checkpoints(checkpoints)
-    best: tuple[float, int, Path] | None = None
-    for folder in folders:
-        try:
-            manifest = read_manifest(folder)
-        except CheckpointError:
-            continue
-        if manifest.valid_loss is not None:
-            candidate = (manifest.valid_loss, manifest.step, folder)
-            best = candidate if best is None else min(best, candidate)
-    for folder in folders[max(keep, 1) :]:
-        if best is None or folder != best[2]:
-            # Renamed first: a removal that is interrupted must not leave half a checkpoint under a good name.
-            with contextlib.suppress(OSError):
-                doomed = folder.with_name(f"{folder.name}.old-{os.getpid()}")
-                folder.rename(doomed)
-                shutil.rmtree(doomed, ignore_errors=True)
-
-
-def remove_leftovers(checkpoints: Path) -> None:
-    """Remove what a killed process left behind half-written. Only for the holder of the run's lock."""
-    if checkpoints.is_dir():
-        for folder in checkpoints.iterdir():
-            if _LEFTOVER.match(folder.name):
-                shutil.rmtree(folder, ignore_errors=True)
 
 
 def cannot_resume(checkpoints: Path, rejected: Sequence[CheckpointError]) -> CheckpointError:

@@ -15,11 +15,13 @@ from gradatim.errors import LaunchError, Problem
 from gradatim.evaluate.likelihood import log_probs
 from gradatim.models.ngram import fit_ngram
 from gradatim.text.prepare import Prepared
-from gradatim.train.checkpoint import cannot_resume, newest_valid, remove_leftovers, save_checkpoint
+from gradatim.train.checkpoint import cannot_resume, newest_valid, save_checkpoint
+from gradatim.train.continuing import training_hash
 from gradatim.train.loop import TrainResult
 from gradatim.train.manifest import Manifest
 from gradatim.train.metrics import MetricsLog
-from gradatim.train.run_directory import MODEL, Run, data_changed, training_hash
+from gradatim.train.publish import remove_leftovers
+from gradatim.train.run_directory import MODEL, Run, data_changed
 from gradatim.train.state import Counters, finite_json
 
 

@@ -89,11 +89,14 @@ class Engine(Protocol):
         ...
 
     def agreed(self, stop: bool) -> bool:
-        """Whether to stop: what the leading process says."""
+        """Whether to stop: whether any process says so."""
         ...
 
-    def save(self, checkpoints: Path, manifest: Manifest) -> None:
-        """Publish a checkpoint, or raise OSError on every rank."""
+    def save(self, checkpoints: Path, manifest: Manifest, before: Callable[[], None] = lambda: None) -> None:
+        """Publish a checkpoint, or raise OSError on every rank.
+
+        ``before`` is done first, where this process leads; its OSError is every rank's.
+        """
         ...
 
     def load(self, checkpoint: Checkpoint) -> Counters:
@@ -244,8 +247,9 @@ class SerialEngine:
         """There is nobody to agree with."""
         return stop
 
-    def save(self, checkpoints: Path, manifest: Manifest) -> None:
+    def save(self, checkpoints: Path, manifest: Manifest, before: Callable[[], None] = lambda: None) -> None:
         """See ``Engine``."""
+        before()
         save_checkpoint(checkpoints, manifest, state_tensors(self.model, self.optimizer, self.carry))
 
     def load(self, checkpoint: Checkpoint) -> Counters:

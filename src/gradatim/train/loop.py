@@ -10,46 +10,38 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gradatim.config import config_to_yaml
 from gradatim.config.derived import loss_unit
 from gradatim.config.grid import layout_text
 from gradatim.config.settings import NgramConfig, RunConfig
 from gradatim.config.tuned import model_of
-from gradatim.errors import CheckpointError, DataError, Interrupted, LaunchError, NonFiniteError, Problem
+from gradatim.errors import CheckpointError, Interrupted, NonFiniteError, Problem
 from gradatim.evaluate.likelihood import Stopped
 from gradatim.shapes import flops_per_token
 from gradatim.text.prepare_task import AnyPrepared, PreparedTask, prepare_run
 from gradatim.train.adapted import base_of, remember_base
-from gradatim.train.checkpoint import Checkpoint, cannot_resume, list_checkpoints, prune, remove_leftovers
+from gradatim.train.checkpoint import Checkpoint, cannot_resume
+from gradatim.train.continuing import training_hash
 from gradatim.train.engine import Engine, SerialEngine, label_count
 from gradatim.train.manifest import Manifest
 from gradatim.train.metrics import MetricsLog, NoLog, Progress
-from gradatim.train.precision import device, peak_flops, speed_notes
-from gradatim.train.run_directory import (
-    Run,
-    config_error_existing,
-    config_error_foreign,
-    data_changed,
-    refuse_changes,
-    refuse_fewer_steps,
-    training_hash,
-)
+from gradatim.train.opening import opened
+from gradatim.train.precision import device, own_gpu, peak_flops, speed_notes
+from gradatim.train.publish import list_checkpoints, remove_leftovers, set_aside, step_of
+from gradatim.train.run_directory import Run, data_changed
+from gradatim.train.saving import Saves
 from gradatim.train.signals import StopRequest
 from gradatim.train.start import Start, Weights, open_weights
-from gradatim.train.state import Counters, finite_json
+from gradatim.train.state import Counters
 
 if TYPE_CHECKING:
     from gradatim.parallel.mesh import Mesh
-
-FAILED_SAVES = 3
-"""Checkpoints that may fail in a row (a full disk) before the run gives up."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,14 +74,14 @@ def train(
 
     Raises:
         ConfigError: there is a run already and ``resume`` is false.
-        DataError, CheckpointError, LaunchError: text, checkpoint or machine cannot be used.
+        DataError, CheckpointError, LaunchError: text, checkpoint or machine cannot be used, or its end not be saved.
         Interrupted: a signal came; everything up to the step it came in is saved.
         NonFiniteError: loss or gradient were not finite more than ``max_skipped_steps`` times.
     """
     # Dropout seeds torch's generators in every step; a caller's own draws go on as if nothing had happened.
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(own_gpu()):
         if mesh is None or mesh.world == 1:
-            with _opened(config, directory, resume, say) as (run, prepared):
+            with opened(config, directory, resume, say) as (run, prepared):
                 if isinstance(config.model, NgramConfig):
                     assert not isinstance(prepared, PreparedTask)
                     from gradatim.train.counting import count
@@ -99,60 +91,14 @@ def train(
                 return trainer.train()
         from gradatim.parallel.engine import LayoutEngine, everybody
 
-        with contextlib.ExitStack() as opened:
+        with contextlib.ExitStack() as held:
             if mesh.rank == 0:
-                run, prepared = opened.enter_context(_opened(config, directory, resume, say))
+                run, prepared = held.enter_context(opened(config, directory, resume, say))
             everybody(mesh)  # until the first rank has prepared the text and made the directory
             if mesh.rank != 0:
                 run, prepared, say = Run.open(directory), prepare_run(config), _nothing
             trainer = Trainer(config, run, prepared, say, LayoutEngine(config, prepared, mesh, run.directory / "logs"))
             return trainer.train()
-
-
-@contextlib.contextmanager
-def _opened(
-    config: RunConfig, directory: Path, resume: bool, say: Callable[[str], None]
-) -> Iterator[tuple[Run, AnyPrepared]]:
-    """Lock a run's directory, made if need be, with its text prepared."""
-    run = Run(directory)
-    if run.exists and not resume:
-        raise config_error_existing(directory)
-    if run.foreign:
-        raise config_error_foreign(directory)
-    with run.locked():
-        if run.exists and not resume:  # another process made it a moment ago
-            raise config_error_existing(directory)
-        if run.exists:
-            refuse_changes(run.config, config, directory / "config.yaml")
-            refuse_fewer_steps(run, config)
-            if config.steps != run.config.steps and config.optimizer.schedule in (
-                "linear",
-                "cosine",
-                "warmup-stable-decay",
-            ):
-                say(
-                    f"steps were {run.config.steps} and are {config.steps} now: the {config.optimizer.schedule} rate "
-                    "follows the new number from here on, so this is not the run that had that length from its start"
-                )
-        prepared = prepare_run(config, say)
-        fresh = not run.exists
-        if fresh:
-            Run.create(directory, config, prepared.tokenizer, prepared.source_tokenizer)
-            if "languages" in prepared.report:
-                run.remember_languages(prepared.report["languages"])
-            if isinstance(prepared, PreparedTask):
-                run.remember_labels(prepared.labels)
-        elif run.tokenizer.fingerprint != prepared.tokenizer.fingerprint:
-            raise data_changed(directory / "tokenizer.json")
-        else:
-            (directory / "config.yaml").write_text(config_to_yaml(config), encoding="utf-8")
-        try:
-            yield run, prepared
-        except (DataError, CheckpointError):
-            # Refused before the first step: no run may stand in the way of the mended command.
-            if fresh and not list_checkpoints(run.checkpoints):
-                (directory / "config.yaml").unlink()
-            raise
 
 
 def _nothing(_: str) -> None:
@@ -172,7 +118,7 @@ class Trainer:
     ) -> None:
         self.config, self.run, self.prepared, self.say, self.engine = config, run, prepared, say, engine
         self.counters = Counters()
-        self.failed_saves = 0
+        self.saves = Saves(config, run, prepared, engine)
         self.model = model_of(config, label_count(prepared))
         self.flops = flops_per_token(self.model, prepared.tokenizer.vocab_size, config.context)
 
@@ -201,12 +147,12 @@ class Trainer:
                     self._refuse_more_skips(row, progress)
                     stopping = engine.agreed(bool(stop))
                     if self._due_to_save() or stopping:
-                        self._save(log, progress)
+                        self.saves.save(counters, log, progress, last=stopping or self._ended())
             finally:
                 log.close()
             for remark in engine.remarks():
                 progress.note(remark)
-            if stopping and counters.step < config.steps:
+            if stopping and (counters.step < config.steps or self._unmeasured()):
                 raise Interrupted(
                     Problem(
                         where=str(self.run.directory),
@@ -270,6 +216,10 @@ class Trainer:
             and (step % self.config.evaluation.every == 0 or step == self.config.steps)
         )
 
+    def _unmeasured(self) -> bool:
+        """Whether a signal has kept the run from an evaluation."""
+        return self._evaluation_due() and not self.counters.measured
+
     def _evaluate_if_due(self, row: dict[str, Any], progress: Progress, stop: StopRequest) -> None:
         """Measure the validation loss; a signal in the middle leaves it to the run that resumes."""
         counters = self.counters
@@ -294,57 +244,24 @@ class Trainer:
 
     def _catch_up(self, log: MetricsLog | NoLog, progress: Progress, stop: StopRequest) -> None:
         """Do the evaluation that a signal kept a resumed run from doing."""
-        if self._evaluation_due() and self.counters.valid_loss is None and self.counters.last_row:
+        if self._unmeasured() and self.counters.last_row:
             row = {key: value for key, value in self.counters.last_row.items() if key != "attempt"}
             self._evaluate_if_due(row, progress, stop)
+            if not self.counters.measured:
+                return
             self.counters.last_row = row
             log.write(row)
-            self._save(log, progress)
+            self.saves.save(self.counters, log, progress, last=self._ended())
 
     # ------------------------------------------------------------------ checkpoints
 
     def _due_to_save(self) -> bool:
         counters = self.counters
         best = counters.valid_loss is not None and counters.since_best == 0
-        end = counters.step == self.config.steps or self._exhausted()
-        return best or end or counters.step % self.config.checkpoint.every == 0
+        return best or self._ended() or counters.step % self.config.checkpoint.every == 0
 
-    def _save(self, log: MetricsLog | NoLog, progress: Progress) -> None:
-        """Publish a checkpoint once its metrics are on disk, then drop old ones; a full disk is a warning, until it
-        happens too often.
-        """
-        counters = self.counters
-        manifest = Manifest(
-            step=counters.step,
-            tokens=counters.tokens,
-            samples=counters.step * self.config.global_batch,
-            config_hash=training_hash(self.config),
-            data_fingerprint=self.prepared.fingerprint,
-            tokenizer_fingerprint=self.prepared.tokenizer.fingerprint,
-            layout=asdict(self.config.layout),
-            counters=finite_json(asdict(counters)),
-        )
-        try:
-            log.sync()
-            self.engine.save(self.run.checkpoints, manifest)
-        except OSError as error:
-            self.failed_saves += 1
-            progress.note(
-                f"WARNING: step {counters.step} could not be saved ({error.strerror}); earlier checkpoints are whole"
-            )
-            if self.failed_saves >= FAILED_SAVES:
-                raise LaunchError(
-                    Problem(
-                        where=str(self.run.checkpoints),
-                        what=f"checkpoints cannot be written ({error.strerror})",
-                        got=f"{self.failed_saves} failures in a row",
-                        attempt="free some disk space, then --resume",
-                    )
-                ) from None
-            return
-        self.failed_saves = 0
-        if self.engine.leads:
-            prune(self.run.checkpoints, self.config.checkpoint.keep)
+    def _ended(self) -> bool:
+        return self.counters.step == self.config.steps or self._exhausted()
 
     def _resume(self) -> None:
         """Continue from the newest whole checkpoint, if there is one."""
@@ -361,7 +278,16 @@ class Trainer:
         if self.config.lora.rank is not None:  # a checkpoint has nothing of what stays as it is
             self.engine.start_from(self._source(base_of(self.run)))
         self._load(checkpoint)
+        self.saves.step = checkpoint.step
+        if self.engine.leads:
+            self._set_aside(checkpoint.step)
         self.say(f"continuing after step {self.counters.step}{self._layouts(checkpoint.manifest)}")
+
+    def _set_aside(self, step: int) -> None:
+        """Rename what was passed over, so that whole checkpoints are not pruned in its favour."""
+        for folder in list_checkpoints(self.run.checkpoints):
+            if step_of(folder) > step and (aside := set_aside(folder)) is not None:
+                self.say(f"WARNING: {folder.name} is called {aside.name} from now on, and is neither read nor removed")
 
     def _start(self) -> None:
         """The weights that the config names, if it does."""

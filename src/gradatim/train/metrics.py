@@ -12,12 +12,14 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from gradatim.config.settings import TrackConfig
 from gradatim.errors import LaunchError, Problem
+
+Tracker = Callable[[dict[str, float], int], object]
 
 QUIET_SECONDS = 10.0
 """Time between lines where there is no terminal."""
@@ -44,8 +46,8 @@ class MetricsLog:
         self._pending += (json.dumps({**clean, "attempt": self.attempt}) + "\n").encode()
         with contextlib.suppress(OSError):
             self._flush()
-        for tracker in self._trackers:
-            tracker({k: v for k, v in clean.items() if isinstance(v, int | float)}, row["step"])
+        for track, _ in self._trackers:
+            track({k: v for k, v in clean.items() if isinstance(v, int | float)}, row["step"])
 
     def _flush(self) -> None:
         while self._pending:
@@ -61,6 +63,9 @@ class MetricsLog:
         with contextlib.suppress(OSError):
             self.sync()
         os.close(self._descriptor)
+        for _, close in self._trackers:
+            with contextlib.suppress(Exception):  # theirs are copies of what is on disk: a run does not fail for them
+                close()
 
 
 class NoLog:
@@ -102,7 +107,8 @@ def _is_torn(path: Path) -> bool:
     return path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
 
 
-def _trackers(directory: Path, track: TrackConfig) -> Iterator[Any]:
+def _trackers(directory: Path, track: TrackConfig) -> Iterator[tuple[Tracker, Callable[[], object]]]:
+    """What takes rows as well, each with what ends it: both hold rows back, and a worker ends without asking."""
     if track.tensorboard:
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -114,14 +120,14 @@ def _trackers(directory: Path, track: TrackConfig) -> Iterator[Any]:
             for name, value in row.items():
                 writer.add_scalar(name, value, step)
 
-        yield tensorboard
+        yield tensorboard, writer.close
     if track.wandb is not None:
         try:
             import wandb
         except ImportError:
             raise _missing("track.wandb", "wandb") from None
         run = wandb.init(project=track.wandb, dir=str(directory), name=directory.name)
-        yield lambda row, step: run.log(row, step=step)
+        yield lambda row, step: run.log(row, step=step), run.finish
 
 
 def _missing(where: str, package: str) -> LaunchError:

@@ -11,6 +11,7 @@ from gradatim.config.settings import OptimizerConfig
 from gradatim.config.settings_task import TaskConfig
 from gradatim.config.tuned import share_of_rate
 from gradatim.train.learning_rate import learning_rate
+from gradatim.train.weights import is_unused
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig, task: TaskConfig | None = None) -> torch.optim.AdamW:
@@ -70,6 +71,8 @@ def load_optimizer(
     named = dict(model.named_parameters())
     for key, value in tensors.items():
         name, moment = key.rsplit("/", 1)
+        if name not in named and is_unused(name):
+            continue
         state = optimizer.state[named[name]]
         state[moment] = value.to(named[name].device)
         state["step"] = torch.tensor(float(updates), dtype=torch.float32, device=named[name].device)

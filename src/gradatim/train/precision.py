@@ -19,6 +19,13 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def own_gpu() -> list[int]:
+    """The current GPU by its number, if there are any: whose random numbers this process draws. Torch would take all,
+    and so claim memory on GPUs that are other processes'.
+    """
+    return [torch.cuda.current_device()] if torch.cuda.is_available() else []
+
+
 def weight_dtype(precision: str) -> torch.dtype:
     """What weights and their moments are kept in."""
     return torch.float64 if precision == "fp64" else torch.float32

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import MISSING, asdict, fields, is_dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from gradatim.config import config_to_yaml, load_config
-from gradatim.config.describe import scalar_text
 from gradatim.config.settings import BertConfig, NgramConfig, RunConfig
 from gradatim.config.tuned import model_of
 from gradatim.errors import CheckpointError, ConfigError, DataError, LaunchError, Problem
@@ -30,17 +27,14 @@ from gradatim.train.checkpoint import (
     Checkpoint,
     best_valid,
     cannot_resume,
-    list_checkpoints,
     newest_valid,
     open_checkpoint,
-    step_folder,
 )
 from gradatim.train.environment import environment
 from gradatim.train.precision import device, weight_dtype
+from gradatim.train.publish import DRAFT, replace_durably, step_folder
 from gradatim.train.weights import load_weights
 
-MAY_CHANGE = ("steps", "layout", "cluster", "evaluation", "checkpoint", "track", "compile", "max_skipped_steps")
-"""Settings that a resumed run may change; all others define its training."""
 SOURCE_TOKENIZER, LANGUAGES, LABELS = "source-tokenizer.json", "languages.json", "labels.json"
 """Of translation runs: the source's own tokenizer, and words by which to tell the languages; of a task, its labels."""
 BASE = "base.json"
@@ -180,10 +174,17 @@ class Run:
             if source_tokenizer is not None and source_tokenizer is not tokenizer:
                 source_tokenizer.save(directory / SOURCE_TOKENIZER)
             opening = "".join(f"# {line}\n" for line in remark.splitlines())
-            (directory / "config.yaml").write_text(opening + config_to_yaml(config), encoding="utf-8")
+            replace_durably(directory / "config.yaml", (opening + config_to_yaml(config)).encode())
         except OSError as error:
             raise not_writable(directory, error) from None
         return Run(directory)
+
+    def rewrite_config(self, config: RunConfig) -> None:
+        """Note the settings that a resumed run goes on with; a full disk leaves the old ones as they are."""
+        try:
+            replace_durably(self.directory / "config.yaml", config_to_yaml(config).encode())
+        except OSError as error:
+            raise not_writable(self.directory, error) from None
 
     @property
     def foreign(self) -> bool:
@@ -193,6 +194,7 @@ class Run:
             return directory.exists()
         # Creating a run may have been interrupted.
         ours = {"lock", "checkpoints", "logs", "env.json", "tokenizer.json", SOURCE_TOKENIZER, LANGUAGES, LABELS, BASE}
+        ours.add("config.yaml" + DRAFT)
         return not self.exists and any(inner.name not in ours for inner in directory.iterdir())
 
     @property
@@ -340,69 +342,6 @@ class Run:
                 )
             )
         return checkpoint
-
-
-def training_hash(config: RunConfig) -> str:
-    """Fingerprint of the settings that a resumed run must share.
-
-    Settings that stand at their default do not enter, so that a version with a new one goes on with older runs.
-    """
-
-    def chosen(value: Any) -> dict[str, Any]:
-        found: dict[str, Any] = {"": type(value).__name__}
-        for field in fields(value):
-            own = getattr(value, field.name)
-            if own != (field.default if field.default_factory is MISSING else field.default_factory()):
-                found[field.name] = chosen(own) if is_dataclass(own) else own
-        return found
-
-    facts = chosen(replace(config, data=replace(config.data, cache="")))
-    kept = {name: value for name, value in facts.items() if name not in MAY_CHANGE}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
-
-
-def refuse_fewer_steps(run: Run, config: RunConfig) -> None:
-    """Raise ConfigError where a run has made more steps than it is now to have: its config would not describe it."""
-    done = max((int(folder.name.removeprefix("step-")) for folder in list_checkpoints(run.checkpoints)), default=0)
-    if done > config.steps:
-        raise ConfigError(
-            Problem(
-                where="steps",
-                what="the run has made more steps already",
-                got=str(config.steps),
-                allowed=f"at least {done}",
-                attempt=f"--steps {done}",
-            )
-        )
-
-
-def refuse_changes(before: RunConfig, now: RunConfig, where: Path) -> None:
-    """Raise CheckpointError listing every setting that defines the training and differs; of another kind of model only
-    its kind, the first of them.
-    """
-
-    def flat(value: Any, name: str = "") -> dict[str, Any]:
-        if not isinstance(value, dict):
-            return {name: value}
-        return {k: v for key, inner in value.items() for k, v in flat(inner, f"{name}.{key}" if name else key).items()}
-
-    old, new = flat(asdict(before)), flat(asdict(now))
-    names = sorted(old.keys() | new.keys())
-    if before.model.kind != now.model.kind:
-        names = ["model.kind", *(name for name in names if not name.startswith("model."))]
-    problems = [
-        Problem(
-            where=f"{where}: {name}",
-            what="the run was started with another setting",
-            got=scalar_text(new.get(name)),
-            allowed=scalar_text(old.get(name)),
-            attempt="start another run, or leave this setting as it was",
-        )
-        for name in names
-        if old.get(name) != new.get(name) and name.split(".")[0] not in MAY_CHANGE and name != "data.cache"
-    ]
-    if problems:
-        raise CheckpointError(*problems)
 
 
 def new_directory(name: str, root: Path = Path("runs")) -> Path:

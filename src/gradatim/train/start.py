@@ -21,6 +21,7 @@ from gradatim.config.settings import ModelConfig, RunConfig
 from gradatim.config.tuned import AnyModelConfig, TunedConfig
 from gradatim.errors import CheckpointError, Problem
 from gradatim.shapes import VOCAB, parameters
+from gradatim.shapes.bert import OF_PAIRS
 from gradatim.text.tokenizer import Tokenizer, load_tokenizer
 from gradatim.train.run_directory import Run
 
@@ -112,9 +113,9 @@ class Start:
         tuned = isinstance(model, TunedConfig)
         same = weights.head == (config.task.kind, labels)
         drawn = [name for name in self.shapes if name.startswith("head.classifier.") and not same]
-        drawn += [name for name in self.shapes if name.startswith("head.pooler.") and name not in weights.shapes]
+        drawn += [name for name in self.shapes if name.startswith(OF_PAIRS) and name not in weights.shapes]
         lacking = [name for name in weights.absent if name in self.shapes]
-        self.drawn = tuple(dict.fromkeys([*lacking, *drawn])) if tuned else weights.absent
+        self.drawn = tuple(dict.fromkeys([*lacking, *drawn]))
         """What the source has not: it stays as it was drawn."""
         self.left = tuned
         """Whether the source may have a head of another purpose."""
@@ -141,7 +142,7 @@ class Start:
                 what, got = f"{name} has another shape", str(list(found))
                 yield Problem(where=where, what=what, got=got, allowed=str([least, *wanted[1:]]), attempt=attempt)
         for name in self.weights.shapes.keys() - self.shapes.keys():
-            if self.left and name.startswith("head."):
+            if name.startswith("head." if self.left else OF_PAIRS):
                 continue
             yield Problem(where=where, what=f"the model has no parameter {name}", attempt=attempt)
 

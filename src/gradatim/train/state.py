@@ -41,12 +41,19 @@ class Counters:
     """Lowest validation loss so far."""
     since_best: int = 0
     """Evaluations since then."""
+    judged_at: int = 0
+    """The step whose validation loss was measured last; a loss that is not finite is null in a checkpoint."""
     last_row: dict[str, Any] = field(default_factory=dict)
     """The metrics row of this step."""
 
+    @property
+    def measured(self) -> bool:
+        """Whether the validation loss of this very step was measured, whatever it is."""
+        return self.valid_loss is not None or (self.step > 0 and self.judged_at == self.step)
+
     def judged(self, loss: float) -> None:
         """Take note of a validation loss; one that is not finite is never the best."""
-        self.valid_loss = loss
+        self.valid_loss, self.judged_at = loss, self.step
         if math.isfinite(loss) and (self.best is None or loss < self.best):
             self.best, self.since_best = loss, 0
         else:

@@ -22,9 +22,11 @@ from gradatim.models.layers.init import draw
 from gradatim.shapes import parameters
 from gradatim.text.tokenizer import BOUNDARY, UNKNOWN, Tokenizer, load_tokenizer, wrap
 from gradatim.text.words import LIBRARY_SPACE
-from gradatim.train.checkpoint import Held, complete, new_temporary, write_part
+from gradatim.train.checkpoint import Held, complete, write_part
+from gradatim.train.continuing import training_hash
 from gradatim.train.manifest import Manifest
-from gradatim.train.run_directory import MODEL, Run, config_error_existing, config_error_foreign, training_hash
+from gradatim.train.publish import new_temporary
+from gradatim.train.run_directory import MODEL, Run, config_error_existing, config_error_foreign
 
 PART_BYTES = 2 << 30
 """Weights held at once."""

@@ -194,7 +194,8 @@ def settings_json(
     common = {"vocab_size": vocab_size, "torch_dtype": dtype, "initializer_range": 0.02}
     if isinstance(config, BertConfig):
         return {
-            "architectures": ["BertForPreTraining"], "model_type": "bert", "hidden_size": config.d_model,
+            "architectures": ["BertForMaskedLM" if config.pairs == "none" else "BertForPreTraining"],
+            "model_type": "bert", "hidden_size": config.d_model,
             "num_hidden_layers": config.n_layers, "num_attention_heads": config.n_heads,
             "intermediate_size": feed_forward_width(config), "max_position_embeddings": context,
             "hidden_act": "gelu" if config.activation == "gelu-erf" else "gelu_new", "type_vocab_size": 2,

@@ -52,7 +52,8 @@ def needs_padding(model: AnyModelConfig) -> bool:
 
 def tuned_sources(architecture: Architecture, model: TunedConfig, vocab_size: int, context: int) -> list[Source]:
     """The origin of each parameter, in the order of the model; the auxiliary loss's output matrix stays behind."""
-    bare = sources(architecture, model.body, vocab_size, context)
+    body = replace(model.body, pairs="next-sentence") if isinstance(model.body, BertConfig) else model.body
+    bare = sources(architecture, body, vocab_size, context)
     head = _head(architecture, model)
     kept = {"head.pooler.": "bert", "head.norm.": "gpt"}
     found = [source for source in bare if not source.ours.startswith("head.")]

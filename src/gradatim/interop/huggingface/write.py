@@ -180,6 +180,8 @@ def card(
     config, manifest = run.config, checkpoint.manifest
     task = "fill-mask" if architecture == "bert" else "text-generation"
     loader, unit = CLASSES[architecture], "" if architecture == "bert" else " per token"
+    if isinstance(config.model, BertConfig) and config.model.pairs == "none":
+        loader = "AutoModelForMaskedLM"
     if isinstance(model, TunedConfig):
         task, loader, unit = pipeline_tag(model), f"AutoModelFor{head_class(model)}", f" ({model.task})"
     loss = f"{manifest.valid_loss:.4f} nats" if manifest.valid_loss is not None else "not measured"

@@ -17,13 +17,15 @@ from gradatim.models.layers.output import Output
 
 
 class MaskedHead(nn.Module):
-    """Pooler, pair classifier, transform and output matrix. ``activation`` is the feed-forward layers'."""
+    """Pooler and pair classifier (where ``pairs`` are judged), transform and output matrix. ``activation`` is the
+    feed-forward layers'.
+    """
 
-    def __init__(self, output: Output, width: int, norm: nn.Module, activation: str) -> None:
+    def __init__(self, output: Output, width: int, norm: nn.Module, activation: str, pairs: bool = True) -> None:
         super().__init__()
         self.whole = WholeSequence()
-        self.pooler = Linear(width, width)
-        self.pair = Linear(width, 2)
+        self.pooler = Linear(width, width) if pairs else None
+        self.pair = Linear(width, 2) if pairs else None
         self.transform = Linear(width, width)
         self.norm = norm
         self.output = output
@@ -36,10 +38,12 @@ class MaskedHead(nn.Module):
 
     def pooled(self, hidden: Float[Tensor, "b t d"]) -> Float[Tensor, "b d"]:
         """A vector of the whole row, from its first position."""
+        assert self.pooler is not None
         return torch.tanh(self.pooler(hidden[:, 0]))
 
     def pair_logits(self, hidden: Float[Tensor, "b t d"]) -> Float[Tensor, "b two"]:
         """Scores of B following A (0) and of its not doing so (1)."""
+        assert self.pair is not None
         y: Tensor = self.pair(self.pooled(hidden))
         return y
 
