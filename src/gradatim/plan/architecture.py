@@ -64,6 +64,11 @@ class Architecture:
         return self.config.masked if isinstance(self.config, BertConfig) else 1.0
 
     @property
+    def core_dropout(self) -> float:
+        """Share of attention weights that is dropped."""
+        return self.config.attention_dropout if isinstance(self.config, TransformerConfig) else self.config.dropout
+
+    @property
     def layers(self) -> int:
         """Blocks."""
         return self.config.n_layers

@@ -62,13 +62,15 @@ class Stack:
     """The software that trains there: what it can do, how it does it, how well."""
 
     layers: Literal["megatron", "gradatim"] = "megatron"
-    """Whose layers: what they keep for the backward pass. Our own are counted operation by operation, under bf16."""
+    """Whose layers: what they keep for the backward pass. Our own are counted operation by operation."""
     attention: Literal["unfused", "fused-softmax", "flash"] = "fused-softmax"
     """Scores in memory with separate passes, with mask and softmax in one, or never in memory."""
     flash_forward: float = 0.6
     """Share of the best matmul rate that fused attention reaches forward."""
     flash_backward: float = 0.5
     """Likewise backward."""
+    fused_dropout: bool = True
+    """Fused attention drops weights, too; without, as on a CPU, our own layers keep the scores where weights drop."""
     causal_skip: bool = True
     """Fused attention skips the blocks above the diagonal."""
     fused: bool = True
@@ -104,7 +106,7 @@ class Stack:
     reduced_bytes: int = 4
     """Bytes of a gradient when it is reduced."""
     element_bytes: int = 2
-    """Bytes of a number in an activation."""
+    """Bytes of a number in an activation: what products read and give; the residual stream of our layers has four."""
     weight_bytes: int = 2
     """Bytes of a parameter as the passes use it."""
     gradient_bytes: int = 4
