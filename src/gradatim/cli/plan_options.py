@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from gradatim.config.decode import nearest
@@ -13,7 +13,7 @@ from gradatim.errors import ConfigError, Problem
 from gradatim.plan.architecture import Architecture, load_model
 from gradatim.plan.cluster import Cluster, Stack, load_cluster
 from gradatim.plan.emit import TRAINERS
-from gradatim.plan.layouts import KNOBS, NO_LIMITS, Fixed
+from gradatim.plan.layouts import KNOBS, NO_LIMITS, Fixed, without_limits
 
 WHOLE = ("tp", "pp", "dp", "chunks", "microbatch", "zero", "context", "top")
 LISTS = ("gpus", "global_batch")
@@ -99,7 +99,7 @@ def read_options(
     if problems:
         raise ConfigError(*problems)
     assert loaded is not None and machine is not None and numbers["top"]
-    limits = replace(NO_LIMITS, recompute=machine.stack.recompute) if choices["stack"] else machine.stack
+    limits = without_limits(machine.stack) if choices["stack"] else machine.stack
     return Asked(
         model=loaded[0],
         config=loaded[1],
