@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 
-from gradatim.config.settings import GptConfig, LayoutConfig, OptimizerConfig, RunConfig
+from gradatim.config.settings import BertConfig, GptConfig, LayoutConfig, OptimizerConfig, RunConfig
 from gradatim.parallel.rehearse import rehearse
 from gradatim.plan.architecture import Architecture, load_model
 from gradatim.plan.cluster import load_cluster
@@ -139,6 +139,15 @@ def test_plans_what_a_cpu_holds_in_fp32(shape: dict[str, Any], fields: dict[str,
     real = rehearse(config, WORDS, 0, network="gloo")
     assert mine.state == pytest.approx(real.weights_bytes + real.gradient_bytes + real.optimizer_bytes, rel=2e-3)
     assert mine.activations + mine.working == pytest.approx(real.peak_activation_bytes, rel=0.07)
+
+
+@pytest.mark.parametrize(("name", "precision"), [("gradatim-h100", "bf16"), ("cpu", "fp32")])
+def test_berts_head_holds_the_positions_that_are_predicted(name: str, precision: Literal["bf16", "fp32"]) -> None:
+    model, layout = BertConfig(n_layers=2, d_model=128), LayoutConfig(microbatch=4)
+    config = RunConfig(model=model, layout=layout, context=128, global_batch=8, precision=precision)
+    (mine,) = stage_memory(load_cluster(name).stack, Architecture(model, 8000, 128), layout, 8)
+    real = rehearse(config, 8000, 0, network="gloo" if name == "cpu" else "nccl")
+    assert mine.activations + mine.working == pytest.approx(real.peak_activation_bytes, rel=0.05)
 
 
 def test_dropout_keeps_no_scores_on_gpus() -> None:

@@ -63,14 +63,21 @@ def rotation_bytes(model: Architecture) -> float:
 @lru_cache(maxsize=4096)
 def head_part(case: Case) -> Part:
     """Norm, output matrix and loss. Its backward pass counts all that it holds, but for the matrix's gradient."""
-    walk, model, tokens = Walk(case), case.model, int(case.tokens)
+    walk, model = Walk(case), case.model
+    tokens = max(1, round(case.tokens * model.predicted))
     padded = model.vocabulary // case.tp
     words = min(model.vocab_size, padded)
     wide = case.element * (padded if case.tp > 1 else words)
     stream, number = walk.stream, FULL * case.share
-    kept = 2 * stream  # before the norm and after it
-    kept += stream + number if case.rms else 2 * number
-    kept += walk.whole if case.split else stream  # its gradient
+    biased = model.predicted < 1
+    if biased:  # BERT's: the whole sequence is put together, and some of its positions go through a layer
+        read = FULL * tokens * model.width
+        kept = stream + (walk.whole if case.split else 0.0)
+        kept += (5.0 if case.exact else 5.5) * read  # picked, read, through layer, function and norm; its gradient
+    else:
+        kept = 2 * stream  # before the norm and after it
+        kept += stream + number if case.rms else 2 * number
+        kept += walk.whole if case.split else stream  # its gradient
     kept += table_gradient(case)
     rows = pieces(tokens, LOGITS / wide)
     some = pieces(rows, SCORES / wide)
@@ -78,8 +85,9 @@ def head_part(case: Case) -> Part:
     ledger = Ledger()
     ledger.take(0.0 if case.exact and not case.split else walk.whole)  # as products read it
     ledger.take(case.element * (rows + 1) * words)
-    if not (case.exact and case.tp > 1):  # there scores become gradients where they lie
-        ledger.take(((2 if some < rows else 1) + (not case.exact)) * scores)
+    copied = not case.exact or biased  # else they are read, and in a cut vocabulary made gradients, where they lie
+    if copied or case.tp == 1:
+        ledger.take(((2 if some < rows else 1) + copied) * scores)
         ledger.free(scores if some < rows else 0.0)
     if case.exact:  # products are added to the gradients where they lie
         return Part(kept, ledger.peak, (6 if case.rms else 3) * stream)

@@ -135,9 +135,10 @@ def embedding_times(
 def head_times(cluster: Cluster, model: Architecture, *, sequences: int, tp: int, sequence_parallel: bool) -> Times:
     """Norm, logits and loss, all of it in the forward pass, where each chunk of logits is at hand only once."""
     tokens, words = sequences * model.context, model.vocabulary // tp
-    product = Product(tokens, words, model.width)
+    read = max(1, round(tokens * model.predicted))  # positions whose words are predicted
+    product = Product(read, words, model.width)
     compute = sum(product_seconds(cluster, p) for p in (product, *backward_of(product)))
-    compute += of(cluster.measured.head, tokens * words)
+    compute += of(cluster.measured.head, read * words)
     size = ELEMENT * tokens * model.width
     entering = message_seconds(cluster, "gather", size, tp) if sequence_parallel else 0.0
     leaving = message_seconds(cluster, "scatter" if sequence_parallel else "sum", size, tp)
