@@ -109,12 +109,6 @@ class Fixed:
 FREE = Fixed()
 """Nothing is fixed."""
 
-DP = "dp does not divide the batch"
-MICROBATCH = "the microbatch does not divide a replica's share"
-GROUPS = "interleaving needs microbatches in multiples of the stages"
-OF_THE_BATCH = (DP, MICROBATCH, GROUPS)
-"""Reasons that another batch may do away with."""
-
 
 def legal_layouts(
     model: Architecture,
@@ -154,12 +148,12 @@ def legal_layouts(
             if fixed.dp and dp != fixed.dp:
                 continue
             if global_batch % dp:
-                rejected[DP] += 1
+                rejected["dp does not divide the batch"] += 1
                 continue
             share = global_batch // dp
             for microbatch in [fixed.microbatch] if fixed.microbatch else divisors(share):
                 if share % microbatch:
-                    rejected[MICROBATCH] += 1
+                    rejected["the microbatch does not divide a replica's share"] += 1
                     continue
                 for schedule, chunks, split in _pipelines(
                     model, names, splits, stack, fixed, pp, share // microbatch, rejected
@@ -206,7 +200,7 @@ def _pipelines(
             if chunks > most or (chunks == 1 and name == "interleaved" and not fixed.chunks):
                 continue
             if name == "interleaved" and m % pp:
-                rejected[GROUPS] += 1
+                rejected["interleaving needs microbatches in multiples of the stages"] += 1
                 continue
             for split, kind in enumerate(splits):
                 uneven = model.layers % (pp * chunks) > 0
