@@ -74,6 +74,17 @@ def test_every_problem_at_once(capsys: pytest.CaptureFixture[str]) -> None:
         ([SHAPE, "selene-2021", "--global-batch", "8"], "--gpus 64"),
         ([SHAPE, "selene-2021", "--gpus=8", "--tp=2", "--pp=2", "--dp=3", "--global-batch=8"], "--gpus 12"),
         (["lstm", "selene-2021", "--gpus", "8", "--global-batch", "8"], "gradatim plan gpt3-175b"),
+        ([SHAPE, "selene-2021", "--gpus", "8", "--global-batch", "8", "--dp", "3"], "--gpus 6"),
+        ([SHAPE, "selene-2021", "--gpus", "8", "--global-batch", "8", "--tp", "2", "--dp", "8"], "--gpus 16"),
+        ([SHAPE, "selene-2021", "--gpus", "8", "--global-batch", "8", "--pp", "1", "--chunks", "2"], "--chunks 1"),
+        (
+            [SHAPE, "selene-2021", "--gpus", "8", "--global-batch", "8", "--schedule", "gpipe", "--chunks", "4"],
+            "--schedule interleaved",
+        ),
+        (
+            [SHAPE, "selene-2022", "--gpus=8", "--global-batch=8", "--tp", "1", "--sequence-parallel", "true"],
+            "--tp 2",
+        ),
     ],
 )  # fmt: skip
 def test_refusals_say_what_would_do(capsys: pytest.CaptureFixture[str], arguments: list[str], attempt: str) -> None:
@@ -154,6 +165,41 @@ def test_a_fixed_layout_that_does_not_fit_stays_in_a_curve(capsys: pytest.Captur
     fixed = ["--tp", "1", "--pp", "1", "--dp", "8", "--microbatch", "8", "--recompute", "none"]
     found = answer(capsys, "gpt3-175b", "selene-2021", *fixed, "--global-batch", "64,128")
     assert [point["layout"]["fits"] for point in found["points"]] == [False, False]
+
+
+def test_what_does_not_fit_is_told_in_a_curve(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Also where a knob is compared that has one value left, and in the picture."""
+    fixed = ["--gpus", "16", "--tp", "8", "--pp", "2", "--dp", "1", "--microbatch", "1", "--global-batch", "8,16"]
+    for knob in ("chunks", "zero"):
+        drawn = str(tmp_path / f"{knob}.svg")
+        assert main(["plan", "gpt3-175b", "selene-2022", *fixed, "--by", knob, "--svg", drawn]) == 0
+        said = capsys.readouterr().out
+        assert said.count("does not fit") == 2 and "nothing fits" in said and "highest throughput" not in said
+        assert "nothing fits" in Path(drawn).read_text()
+
+
+@pytest.mark.parametrize(("option", "value"), [("--gpus", "9" * 5000), ("--tp", "0" * 5000), ("--tokens", "1e308")])
+def test_numbers_beyond_all_measure(capsys: pytest.CaptureFixture[str], option: str, value: str) -> None:
+    asked = {"--gpus": "8", "--global-batch": "8", option: value}
+    (problem,) = answer(capsys, SHAPE, "selene-2022", *(x for pair in asked.items() for x in pair), code=2)["error"][
+        "problems"
+    ]
+    assert problem["where"] == option and len(problem["got"]) < 100
+
+
+def test_a_batch_that_would_do_is_not_looked_for_where_none_would(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gradatim.plan import layouts
+
+    tried = []
+    legal = layouts.legal_layouts
+    monkeypatch.setattr(layouts, "legal_layouts", lambda *given: tried.append(given) or legal(*given))
+    fixed = ["--tp", "2", "--context", "1023", "--sequence-parallel", "true"]
+    (problem,) = answer(capsys, SHAPE, "selene-2022", "--gpus", "8", "--global-batch", "8", *fixed, code=2)["error"][
+        "problems"
+    ]
+    assert len(tried) == 1 and "a context that tp divides" in problem["got"]
 
 
 def test_every_problem_of_the_curves_at_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -309,3 +309,14 @@ def test_enormous_numbers_are_answered_at_once() -> None:
 def test_any_override_is_applied_or_refused(overrides: dict[str, str]) -> None:
     loaded = load("gpt.yaml", overrides)
     assert loaded.problems or problems(loaded.config) == []
+
+
+def test_a_wordpiece_vocabulary_holds_its_marks() -> None:
+    for size, fits in ((2, False), (5, False), (6, True)):
+        found = load("bert", {"data.tokenizer.kind": "wordpiece", "data.tokenizer.vocab_size": str(size)}).problems
+        assert (not any("vocab_size" in p.where for p in found)) is fits
+
+
+def test_steps_of_thousands_of_digits_are_refused_like_others() -> None:
+    (problem,) = load("gpt", {"steps": "9" * 5000}).problems
+    assert "steps" in problem.where

@@ -94,6 +94,32 @@ def test_memory_is_kept_to(tmp_path: Path) -> None:
     assert world_size(choose_layout(large, stated, 2).layout) == 2
 
 
+def test_memory_is_our_own_trainers_at_the_precision_of_the_run(tmp_path: Path) -> None:
+    """What it holds on a CPU: fp32, and scores where attention drops weights; also by a file that does not say so."""
+    path = tmp_path / "here.yaml"
+    machine = load_cluster("cpu")
+    older = replace(machine, stack=replace(machine.stack, layers="megatron", fused_dropout=True))
+    path.write_text(cluster_to_yaml(older))
+    shape = {"context": "1024", "global_batch": "8", "layout__microbatch": "8", "model__n_layers": "2"}
+    said = []
+    for dropout in ("0", "0.1"):
+        for cluster in ("cpu", str(path)):
+            wanted, stated = config(**shape, model__dropout=dropout, cluster=cluster)
+            said.append(float(choose_layout(wanted, stated, 1).why.split(" of ")[0].split()[-1]))
+    assert said[0] == said[1] < 1.0 and said[2] == said[3] > 2 * said[0]
+    whole = {"layout__microbatch": "8", "layout__recompute": "none", "layout__zero": "0", "cluster": "gradatim-h100"}
+    low, high = (config("gpt2-124m", **whole, precision=precision) for precision in ("bf16", "fp32"))
+    assert float(choose_layout(*low, 1).why.split(" of ")[0].split()[-1]) < float(
+        choose_layout(*high, 1).why.split(" of ")[0].split()[-1]
+    )
+
+
+def test_uneven_stages_are_ours() -> None:
+    wanted, stated = config(model__n_layers="3", model__n_heads="1", global_batch="7")
+    layout = choose_layout(wanted, stated, 2).layout
+    assert (layout.tp, layout.pp, layout.dp) == (1, 2, 1)
+
+
 def test_how_many_processes_there_are() -> None:
     wanted, stated = config()
     assert world_size(choose_layout(wanted, stated).layout) == 2  # cores

@@ -35,6 +35,43 @@ def test_every_problem_at_once(tmp_path: Path) -> None:
     assert any(where == ":3" for where, _ in found)
 
 
+def test_figures_and_names_that_there_are_not(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "devices: -3\n"
+        "node: {latency: -1.0}\n"
+        "stack: {schedules: [naive], recompute: [], zero: [7], splits: [odd], overlap_tensor: 1.5, chunks: 0,"
+        " multiplier_one_node: 0}\n"
+        "measured: {sum: [[64, -1.0]]}\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_cluster(path)
+    found = {p.what.split(" ")[0]: (p.where.removeprefix(str(path)), p.got) for p in caught.value.problems}
+    assert found == {
+        "devices": (":1", "-3"), "node.latency": (":2", "-1"), "stack.schedules": (":3", "naive"),
+        "stack.recompute": (":3", "nothing"), "stack.zero": (":3", "7"), "stack.splits": (":3", "odd"),
+        "stack.overlap_tensor": (":3", "1.5"), "stack.chunks": (":3", "0"), "stack.multiplier_one_node": (":3", "0"),
+        "measured.sum": (":4", "-1"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ("bert:n_layers=2,d_model=64,n_heads=2,vocab_size=100,n_kv_heads=2", "no such field of a bert shape"),
+        ("bert:n_layers=2,d_model=64,n_heads=2,vocab_size=100,tied=false", "no such field of a bert shape"),
+        ("gpt:n_layers=2,n_layers=3,d_model=64,n_heads=2,vocab_size=100", "stated twice"),
+        ("llama:n_layers=2,d_model=36,n_heads=4,vocab_size=100", "a head's width is even"),
+        (f"gpt:n_layers={'9' * 5000},d_model=64,n_heads=2,vocab_size=100", "does not fit n_layers"),
+    ],
+)
+def test_shapes_that_there_are_not(shape: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_model(shape)
+    (problem,) = caught.value.problems
+    assert said in problem.what and len(problem.got) < 100
+
+
 def test_unknown_clusters_name_the_nearest() -> None:
     with pytest.raises(ConfigError) as caught:
         load_cluster("selen-2022")

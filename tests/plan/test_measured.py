@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from gradatim.config.settings import GptConfig, LayoutConfig
+from gradatim.config.settings import BertConfig, GptConfig, LayoutConfig
 from gradatim.plan.architecture import Architecture
 from gradatim.plan.cluster import Cluster, cluster_to_yaml, load_cluster
-from gradatim.plan.measured import busy, cluster_of, curve_seconds, message_seconds, product_seconds
+from gradatim.plan.measured import busy, cluster_of, curve_seconds, head_times, message_seconds, product_seconds
 from gradatim.plan.predict import predict
 from gradatim.plan.search import bounds, search
 from gradatim.plan.work import Product
@@ -105,3 +105,14 @@ def test_bounds_are_below(cluster: Cluster) -> None:
     for i, bound in enumerate(seconds.tolist()):
         layout = found.columns.layout(i)
         assert bound <= predict(cluster, MODEL, layout, 8).seconds * (1 + 1e-9), layout
+
+
+def test_a_head_reads_the_positions_that_are_predicted(cluster: Cluster) -> None:
+    """BERT's blanks: of the words a share, of norm and communication all."""
+    some, all_ = (
+        head_times(cluster, Architecture(BertConfig(masked=share), 512, 64), sequences=8, tp=1, sequence_parallel=False)
+        for share in (0.25, 1.0)
+    )
+    always = ANSWER["measured"]["head"][0] + 3 * ANSWER["measured"]["product"][0]
+    assert (all_.forward.compute - always) / (some.forward.compute - always) == pytest.approx(4.0, rel=0.1)
+    assert all_.backward == some.backward

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 
-from gradatim.config.settings import GptConfig, LayoutConfig, OptimizerConfig, RunConfig
+from gradatim.config.settings import BertConfig, GptConfig, LayoutConfig, OptimizerConfig, RunConfig
 from gradatim.parallel.rehearse import rehearse
 from gradatim.plan.architecture import Architecture, load_model
 from gradatim.plan.cluster import load_cluster
@@ -72,14 +72,16 @@ def test_in_flight_is_the_schedules_own(name: str, p: int, m: int, v: int) -> No
 # ------------------------------------------------------------------ our own layers
 
 
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("scores", [False, True])
 @pytest.mark.parametrize("recompute", ["none", "selective"])
 @pytest.mark.parametrize("waits", [False, True])
 @pytest.mark.parametrize(("tp", "split"), [(1, False), (4, False), (4, True)])
 @pytest.mark.parametrize("shape", [GPT2, LLAMA, {**GPT2, "dropout": 0.1}], ids=["gpt2", "llama", "dropout"])
 def test_a_backward_pass_lets_go_of_what_its_forward_pass_kept(
-    shape: dict[str, Any], tp: int, split: bool, waits: bool, recompute: str
+    shape: dict[str, Any], tp: int, split: bool, waits: bool, recompute: str, exact: bool, scores: bool
 ) -> None:
-    case = Case(Architecture(GptConfig(**shape), WORDS, CONTEXT), 2, tp, split, recompute, waits)
+    case = Case(Architecture(GptConfig(**shape), WORDS, CONTEXT), 2, tp, split, recompute, waits, exact, scores)
     walk = Walk(case)
     walk.ledger = Ledger(walk.stream)
     walk.forward()  # its output, and then in its place the output's gradient, is counted besides
@@ -118,6 +120,53 @@ def test_plans_what_a_rehearsal_counts(shape: dict[str, Any], fields: dict[str, 
         assert mine.activations + mine.working == pytest.approx(real.peak_activation_bytes, rel=0.03)
 
 
+ON_CPUS: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    (GPT2, {}),
+    ({**GPT2, "dropout": 0.1}, {}),
+    ({**GPT2, "dropout": 0.1}, {"recompute": "selective"}),
+    ({**LLAMA, "dropout": 0.1}, {"recompute": "full"}),
+    ({**LLAMA, "dropout": 0.1}, {}),
+    (GPT2, {"tp": 2}),
+]
+
+
+@pytest.mark.parametrize(("shape", "fields"), ON_CPUS, ids=[f"{i}" for i in range(len(ON_CPUS))])
+def test_plans_what_a_cpu_holds_in_fp32(shape: dict[str, Any], fields: dict[str, Any]) -> None:
+    """With the scores that attention keeps where it drops weights, which no kernel for CPUs does."""
+    model, layout = GptConfig(**{**shape, "n_layers": 2, "d_model": 128}), LayoutConfig(microbatch=2, **fields)
+    config = RunConfig(model=model, layout=layout, context=CONTEXT, global_batch=4, optimizer=OptimizerConfig(clip=1.0))
+    (mine,) = stage_memory(load_cluster("cpu").stack, Architecture(model, WORDS, CONTEXT), layout, 4)
+    real = rehearse(config, WORDS, 0, network="gloo")
+    assert mine.state == pytest.approx(real.weights_bytes + real.gradient_bytes + real.optimizer_bytes, rel=2e-3)
+    assert mine.activations + mine.working == pytest.approx(real.peak_activation_bytes, rel=0.07)
+
+
+@pytest.mark.parametrize(("name", "precision"), [("gradatim-h100", "bf16"), ("cpu", "fp32")])
+def test_berts_head_holds_the_positions_that_are_predicted(name: str, precision: Literal["bf16", "fp32"]) -> None:
+    model, layout = BertConfig(n_layers=2, d_model=128), LayoutConfig(microbatch=4)
+    config = RunConfig(model=model, layout=layout, context=128, global_batch=8, precision=precision)
+    (mine,) = stage_memory(load_cluster(name).stack, Architecture(model, 8000, 128), layout, 8)
+    real = rehearse(config, 8000, 0, network="gloo" if name == "cpu" else "nccl")
+    assert mine.activations + mine.working == pytest.approx(real.peak_activation_bytes, rel=0.05)
+
+
+def test_dropout_keeps_no_scores_on_gpus() -> None:
+    """Fused kernels draw again; a rehearsal says so, though it is observed on a CPU."""
+    model, layout = GptConfig(**{**GPT2, "n_layers": 2, "dropout": 0.1}), LayoutConfig(microbatch=2)
+    config = RunConfig(model=model, layout=layout, context=CONTEXT, global_batch=4, precision="bf16")
+    (mine,) = stage_memory(load_cluster("gradatim-h100").stack, Architecture(model, WORDS, CONTEXT), layout, 4)
+    real = rehearse(config, WORDS, 0)
+    assert mine.activations + mine.working == pytest.approx(real.peak_activation_bytes, rel=0.01)
+
+
+def test_elements_of_four_bytes_take_twice_as_much() -> None:
+    model = Architecture(GptConfig(**GPT2), WORDS, CONTEXT)
+    stack = replace(load_cluster("eos-h100").stack, dropout=False)
+    options: dict[str, Any] = {"sequences": 2, "tp": 1, "sequence_parallel": False, "recompute": "full"}
+    two, four = (block_activations(model, replace(stack, element_bytes=n), **options) for n in (2, 4))
+    assert four[0] == 2 * two[0] and four[1] == pytest.approx(2 * two[1], rel=0.05)
+
+
 # ------------------------------------------------------------------ the search's
 
 
@@ -147,6 +196,19 @@ def test_sums_in_fp32_are_what_did_not_fit_before_bloom() -> None:
         assert max(stage.total for stage in one) < before.device.memory
         assert max(stage.total for stage in other) > after.device.memory
         assert [b.gradients - a.gradients for a, b in zip(one, other)] == [2 * a.weights for a in one]
+
+
+def test_a_layer_that_is_sharded_is_whole_while_it_works() -> None:
+    model, _ = load_model("gpt:n_layers=24,d_model=2048,n_heads=16,vocab_size=1024")
+    block, stack = model.block_parameters(), load_cluster("selene-2022").stack
+
+    def working(zero: int, **traits: Any) -> float:
+        layout = LayoutConfig(dp=8, microbatch=1, zero=zero)  # type: ignore[arg-type]
+        return stage_memory(replace(stack, **traits), model, layout, 8)[0].working
+
+    assert working(2) - working(1) == block * stack.reduced_bytes
+    assert working(3) - working(2) == block * stack.weight_bytes
+    assert working(3, overlap_data=True) - working(2) == 2 * block * stack.weight_bytes  # and the next one
 
 
 PUBLISHED = [

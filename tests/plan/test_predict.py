@@ -9,8 +9,9 @@ import pytest
 from gradatim.config.settings import LayoutConfig
 from gradatim.plan.architecture import Architecture, load_model
 from gradatim.plan.cluster import Cluster, load_cluster
+from gradatim.plan.communication import collective_seconds, transfer_seconds
 from gradatim.plan.physics import FITTED
-from gradatim.plan.predict import exposed, predict
+from gradatim.plan.predict import exposed, held_parameters, pipeline_times, predict, sharded_seconds
 from gradatim.shapes import parameter_count
 
 TABLE_5 = [
@@ -120,6 +121,56 @@ def test_a_tied_matrix_on_two_stages_is_summed_over_both() -> None:
     )
     moved = 51200 * 4096 * 4 / (cluster.node.link * FITTED.link)  # a sum over two moves it once; both in one node
     assert alone == 0 and tied == pytest.approx(moved * cluster.stack.multiplier, rel=0.05)
+
+
+def test_gradients_that_are_sharded_are_scattered_in_every_microbatch() -> None:
+    model, _ = load_model("gpt:n_layers=8,d_model=1024,n_heads=16,vocab_size=51200")
+    cluster = load_cluster("selene-2022")
+    sums = {  # seconds of gradients' and weights' ways, for one microbatch and for four
+        (zero, m): predict(cluster, model, LayoutConfig(dp=8, microbatch=1, zero=zero), 8 * m).breakdown["data"]  # type: ignore[arg-type]
+        for zero in (1, 2, 3) for m in (1, 4)
+    }  # fmt: skip
+    assert sums[1, 4] == pytest.approx(sums[1, 1])
+    assert sums[3, 4] == pytest.approx(4 * sums[3, 1])
+    scattered = (sums[2, 4] - sums[2, 1]) / 3
+    assert scattered > 0.5 * sums[1, 1] and sums[2, 4] == pytest.approx(sums[2, 1] + 3 * scattered)
+    behind = replace(cluster, stack=replace(cluster.stack, overlap_data=True))
+    layout = LayoutConfig(dp=8, microbatch=1, zero=2)
+    assert predict(behind, model, layout, 32).breakdown["data"] < sums[2, 4]
+
+
+def test_weights_hide_behind_all_that_a_rank_computes() -> None:
+    """A rank with two chunks gathers both behind the passes of both, layer by layer of its own."""
+    model, _ = load_model("gpt:n_layers=16,d_model=4096,n_heads=32,vocab_size=51200")
+    cluster = load_cluster("mpt-a100-80gb")
+    one, two = (
+        predict(cluster, model, LayoutConfig(pp=4, dp=8, microbatch=2, zero=3, chunks=v, schedule=name), 128)
+        for v, name in ((1, "1f1b"), (2, "interleaved"))
+    )
+    assert two.breakdown["data"] == pytest.approx(one.breakdown["data"], rel=1e-3)
+    layout = LayoutConfig(pp=4, dp=8, zero=3)
+    exposing = replace(cluster, stack=replace(cluster.stack, overlap_data=False))
+    waited = sharded_seconds(FITTED, exposing, model, layout, [4] * 4, None)
+    held = max(held_parameters(model, layout, [4] * 4))
+    shares = [(2, "all-gather", cluster.stack.weight_bytes), (1, "reduce-scatter", cluster.stack.reduced_bytes)]
+    expected = sum(
+        times * 4 * collective_seconds(FITTED, cluster, kind, held * size / 4, 8) for times, kind, size in shares
+    )
+    assert waited == pytest.approx(expected)
+
+
+def test_a_part_of_the_sequence_is_sent_as_it_is() -> None:
+    """Under sequence parallelism a rank sends its own part, and the receiver has nothing to gather."""
+    cluster = load_cluster("selene-2022")
+    size, tp = 2.0 * 2048 * 12288, 8
+    across = {"tp": tp, "dp": 1, "pp": 8}
+    split = transfer_seconds(FITTED, cluster, size / tp, **across, split=True)
+    whole = transfer_seconds(FITTED, cluster, size, **across)
+    assert whole - split == pytest.approx(collective_seconds(FITTED, cluster, "all-gather", size, tp))
+    model, _ = load_model("gpt:n_layers=16,d_model=12288,n_heads=96,vocab_size=51200")
+    layout = LayoutConfig(tp=tp, pp=8, microbatch=1, sequence_parallel=True)
+    host = cluster.stack.transfer_operations * FITTED.launch
+    assert pipeline_times(cluster, model, layout, 16).transfer == pytest.approx(split + host)
 
 
 def test_communication_beside_computation() -> None:

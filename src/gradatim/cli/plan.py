@@ -8,6 +8,7 @@ devices, or a knob to compare, make a curve of the best at each.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 LARGER = 64
 """How many times more devices are tried where nothing fits."""
+NEAR = 256
+"""How far off a batch is tried where none is legal, and another may be."""
 File = click.Path(path_type=Path)
 
 
@@ -170,6 +173,7 @@ def _page(asked: Asked, found: Found, trained: list[Training | None]) -> list[st
 def _nothing(asked: Asked, found: Found) -> Problem:
     """Why there is no layout, and what would do."""
     from gradatim.plan.explain import GIB, layout_text, rejections
+    from gradatim.plan.layouts import legal_layouts
     from gradatim.plan.search import search
 
     shape, machine, fixed, limits = asked.model, asked.cluster, asked.fixed, asked.limits
@@ -177,8 +181,12 @@ def _nothing(asked: Asked, found: Found) -> Problem:
     reasons = "; ".join(rejections(found)) or "no layout has what is fixed"
     where = f"{devices:,} devices, batch {batch:,}"
     if not found.considered or found.least_memory is None:
-        for near in sorted(range(1, 4 * batch + 1), key=lambda n: (abs(n - batch), n))[:512]:
-            if search(shape, machine, devices, near, fixed=fixed, top=1, stack=limits).considered:
+        one = replace(fixed, microbatch=fixed.microbatch or 1)
+        most = devices * devices * (one.microbatch or 1)  # which all replicas, stages and microbatches divide
+        possible = len(legal_layouts(shape, devices, most, one, limits, Counter()))
+        batches = range(max(1, batch - NEAR), batch + NEAR) if possible else ()
+        for near in sorted(batches, key=lambda n: (abs(n - batch), n)):
+            if len(legal_layouts(shape, devices, near, fixed, limits, Counter())):
                 return Problem(where=where, what="no layout is legal", got=reasons, attempt=f"--global-batch {near}")
         return Problem(where=where, what="no layout is legal", got=reasons, attempt="another --gpus, or fix less")
     least = found.least_memory

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from gradatim.config.decode import nearest
@@ -13,12 +13,16 @@ from gradatim.errors import ConfigError, Problem
 from gradatim.plan.architecture import Architecture, load_model
 from gradatim.plan.cluster import Cluster, Stack, load_cluster
 from gradatim.plan.emit import TRAINERS
-from gradatim.plan.layouts import KNOBS, NO_LIMITS, Fixed
+from gradatim.plan.layouts import KNOBS, NO_LIMITS, Fixed, divisors, without_limits
 
 WHOLE = ("tp", "pp", "dp", "chunks", "microbatch", "zero", "context", "top")
 LISTS = ("gpus", "global_batch")
 MOST = 64
 """Numbers of a list."""
+DIGITS = 40
+"""Of a number: Python reads some thousand and then refuses."""
+SIZES = {"tokens": (1.0, 1e30), "critical_batch": (1e-9, 1e30)}
+"""Beyond which their quotients are no numbers."""
 CHOICES = {
     "schedule": NO_LIMITS.schedules,
     "recompute": ("none", "selective", "full"),
@@ -91,6 +95,7 @@ def read_options(
     if machine is not None and options["gpus"] is None:
         gpus = _devices(fixed, machine, problems)
     _check_product(fixed, gpus, problems)
+    _contradictions(fixed, problems)
     batches = lists["global_batch"]
     if choices["emit"] and (by is not None or len(gpus) > 1 or len(batches) > 1):
         what = "one layout is handed over, and here are several"
@@ -99,7 +104,7 @@ def read_options(
     if problems:
         raise ConfigError(*problems)
     assert loaded is not None and machine is not None and numbers["top"]
-    limits = replace(NO_LIMITS, recompute=machine.stack.recompute) if choices["stack"] else machine.stack
+    limits = without_limits(machine.stack) if choices["stack"] else machine.stack
     return Asked(
         model=loaded[0],
         config=loaded[1],
@@ -125,11 +130,16 @@ def _whole(name: str, text: str | None, problems: list[Problem]) -> int | None:
     if text is None:
         return None
     least, most = (0, 3) if name == "zero" else (1, 10**7)
-    if text.isascii() and text.isdecimal() and least <= int(text) <= most:
+    if text.isascii() and text.isdecimal() and len(text) <= DIGITS and least <= int(text) <= most:
         return int(text)
     allowed = "0, 1, 2, 3" if name == "zero" else "1, 2, 3, …"
-    problems.append(Problem(where=_flag(name), what="this is no such number", got=text or '""', allowed=allowed))
+    problems.append(Problem(where=_flag(name), what="this is no such number", got=_short(text), allowed=allowed))
     return None
+
+
+def _short(text: str) -> str:
+    """What was typed, the beginning of it where it is long."""
+    return f"{text[:DIGITS]}… ({len(text):,} characters)" if len(text) > DIGITS else text or '""'
 
 
 def _wholes(name: str, text: str | None, problems: list[Problem]) -> list[int]:
@@ -151,14 +161,12 @@ def _size(name: str, text: str | None, problems: list[Problem]) -> float | None:
         number = float(text)
     except ValueError:
         number = math.nan
-    if 0 < number < math.inf:
+    least, most = SIZES[name]
+    if least <= number <= most:
         return number
-    allowed = "above 0"
-    problems.append(
-        Problem(where=_flag(name), what="this is no such number", got=text or '""', allowed=allowed, attempt="300e9")
-        if name == "tokens"
-        else Problem(where=_flag(name), what="this is no such number", got=text or '""', allowed=allowed)
-    )
+    what, attempt = "this is no such number", "300e9" if name == "tokens" else ""
+    allowed = f"{least:g} to {most:g}"
+    problems.append(Problem(where=_flag(name), what=what, got=_short(text), allowed=allowed, attempt=attempt))
     return None
 
 
@@ -170,7 +178,7 @@ def _choice(name: str, text: str | None, problems: list[Problem]) -> str | None:
         Problem(
             where=_flag(name),
             what="there is no such choice",
-            got=text or '""',
+            got=_short(text),
             allowed=", ".join(allowed),
             attempt=nearest(text, allowed) or allowed[0],
         )
@@ -218,16 +226,45 @@ def _devices(fixed: Fixed, machine: Cluster, problems: list[Problem]) -> list[in
 
 
 def _check_product(fixed: Fixed, gpus: list[int], problems: list[Problem]) -> None:
-    if not (fixed.tp and fixed.pp and fixed.dp):
+    """Whether the sizes that are fixed fill the devices, or may."""
+    sizes = {f"--{name}": size for name in ("tp", "pp", "dp") if (size := getattr(fixed, name))}
+    product, whole = math.prod(sizes.values()), len(sizes) == 3
+    wrong = [devices for devices in gpus if devices != product] if whole else []
+    if sizes and not whole and gpus and all(devices % product for devices in gpus):
+        wrong = gpus
+    if not wrong:
         return
-    product = fixed.tp * fixed.pp * fixed.dp
-    if any(devices != product for devices in gpus):
-        problems.append(
-            Problem(
-                where="--tp --pp --dp",
-                what="their product must be the number of devices",
-                got=f"{fixed.tp} · {fixed.pp} · {fixed.dp} = {product:,}",
-                allowed=", ".join(f"{devices:,}" for devices in gpus),
-                attempt=f"--gpus {product}",
-            )
+    own = " · ".join(map(str, sizes.values()))
+    most = max(gpus)
+    attempt = product if whole else product * max(1, most // product)
+    what = "their product must be the number of devices" if whole else "this must divide the number of devices"
+    problems.append(
+        Problem(
+            where=" ".join(sizes),
+            what=what,
+            got=f"{own} = {product:,}" if len(sizes) > 1 else own,
+            allowed=", ".join(f"{devices:,}" for devices in gpus)
+            if whole
+            else ", ".join(str(d) for n in gpus[:1] for d in divisors(n)[:12]),
+            attempt=f"--gpus {attempt}",
         )
+    )
+
+
+def _contradictions(fixed: Fixed, problems: list[Problem]) -> None:
+    """Options that no layout has together."""
+    chunks = fixed.chunks or 1
+
+    def refuse(where: str, what: str, got: str, attempt: str) -> None:
+        problems.append(Problem(where=where, what=what, got=got, attempt=attempt))
+
+    if fixed.pp == 1 and chunks > 1:
+        what = "a rank has several chunks only of a pipeline, and one stage is none"
+        refuse("--pp --chunks", what, f"--pp 1 --chunks {chunks}", "--chunks 1")
+    elif chunks > 1 and fixed.schedule not in (None, "interleaved"):
+        what = "only the interleaved schedule has several chunks on a rank"
+        got = f"--schedule {fixed.schedule} --chunks {chunks}"
+        refuse("--schedule --chunks", what, got, "--schedule interleaved")
+    if fixed.sequence_parallel and fixed.tp == 1:
+        what = "sequence parallelism cuts the sequence over tensor ranks, and one is alone"
+        refuse("--sequence-parallel --tp", what, "--sequence-parallel true --tp 1", "--tp 2")

@@ -269,13 +269,18 @@ def _shorten(tree: Entry, overrides: Mapping[str, str], notes: list[str]) -> Ent
     steps = overrides.get("steps", "")
     for name in ("warmup", "decay_steps"):
         entry = tree.at("optimizer", name)
-        if f"optimizer.{name}" in overrides or entry is None or not steps.isdecimal():
+        if f"optimizer.{name}" in overrides or entry is None or not _is_number(steps):
             continue
-        if isinstance(entry.value, str) and entry.value.isdecimal() and int(entry.value) > int(steps):
+        if isinstance(entry.value, str) and _is_number(entry.value) and int(entry.value) > int(steps):
             tenth = str(max(int(steps) // 10, 1 if name == "decay_steps" else 0))
             notes.append(f"--steps {steps} shortens the recipe's optimizer.{name} from {entry.value} to {tenth}")
             tree = merge(tree, {f"optimizer.{name}": tenth}, [])
     return tree
+
+
+def _is_number(text: str) -> bool:
+    """Whether these are digits, few enough that Python turns them into a number; else the field's own rule says so."""
+    return text.isascii() and text.isdecimal() and len(text) <= 100
 
 
 def _drop(tree: Entry, section: str, unwanted: Any) -> tuple[Entry, list[str]]:

@@ -325,6 +325,13 @@ def _data(config: RunConfig, rules: Rules) -> None:
         allowed="at least 257",
         attempt="--data.tokenizer.vocab_size 257",
     )
+    rules.require(
+        tokenizer.kind != "wordpiece" or tokenizer.vocab_size is None or tokenizer.vocab_size >= 6,
+        "data.tokenizer.vocab_size data.tokenizer.kind",
+        "of a WordPiece vocabulary [PAD], [UNK], [CLS], [SEP] and [MASK] are five",
+        allowed="at least 6",
+        attempt="--data.tokenizer.vocab_size 8192",
+    )
 
 
 def _evaluation(config: RunConfig, rules: Rules) -> None:

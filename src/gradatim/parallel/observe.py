@@ -247,12 +247,15 @@ def _done() -> Any:
 def as_on_gpus() -> Iterator[None]:
     """Have tensors of the CPU communicate and attend as those of a GPU do.
 
-    On CPUs ranks exchange parts directly (``collectives``, ``shards``) and short attention runs in float32
-    (``models/layers/core``), which takes other messages and other memory.
+    On CPUs ranks exchange parts directly (``collectives``, ``shards``), short attention runs in float32, and attention
+    with dropout keeps its scores (``models/layers/core``), which takes other messages and other memory. A GPU's fused
+    kernels keep no scores: of what they drop they draw anew. Here they are watched without dropout, which keeps the
+    same tensors.
     """
-    directly, in_full = collectives.exchanges_directly, core.computed_in_full
+    directly, in_full, fused = collectives.exchanges_directly, core.computed_in_full, core.fused
     collectives.exchanges_directly, core.computed_in_full = lambda x: False, lambda q, k: False
+    core.fused = lambda q, k, v, mask, causal, dropout: fused(q, k, v, mask, causal, 0.0)
     try:
         yield
     finally:
-        collectives.exchanges_directly, core.computed_in_full = directly, in_full
+        collectives.exchanges_directly, core.computed_in_full, core.fused = directly, in_full, fused

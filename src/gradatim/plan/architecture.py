@@ -64,6 +64,11 @@ class Architecture:
         return self.config.masked if isinstance(self.config, BertConfig) else 1.0
 
     @property
+    def core_dropout(self) -> float:
+        """Share of attention weights that is dropped."""
+        return self.config.attention_dropout if isinstance(self.config, TransformerConfig) else self.config.dropout
+
+    @property
     def layers(self) -> int:
         """Blocks."""
         return self.config.n_layers
@@ -223,6 +228,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
 """What an inline shape takes for granted besides what it states."""
 INLINE = ("n_layers", "d_model", "n_heads", "vocab_size", "n_kv_heads", "d_ff", "context", "tied")
 """What an inline shape may state; the first four it must."""
+OF_DECODERS = ("n_kv_heads", "tied")
+"""What an inline ``bert:`` has not: its heads all have keys of their own, and its output matrix is the embedding's."""
 
 
 def load_model(text: str, context: int | None = None) -> tuple[Architecture, RunConfig | None]:
@@ -268,36 +275,47 @@ def architecture(config: RunConfig, vocabulary: int) -> Architecture | None:
     return None
 
 
+def _is_size(text: str) -> bool:
+    """A number from 1 on that a model may have."""
+    return text.isascii() and text.isdecimal() and len(text) < 40 and 0 < int(text) < 10**9
+
+
 def _inline(text: str, family: str, fields: str, context: int | None) -> Architecture:
     problems: list[Problem] = []
     given: dict[str, Any] = {}
+    allowed_names = [name for name in INLINE if family != "bert" or name not in OF_DECODERS]
+    seen: set[str] = set()
     for part in fields.split(","):
         name, _, value = (piece.strip() for piece in part.partition("="))
-        if name not in INLINE:
-            attempt = nearest(name, INLINE)
+        if name in seen:
+            what = "this field is stated twice"
+            problems.append(Problem(where=text, what=what, got=f"{name}={value}", allowed=f"{name} once"))
+        elif name not in allowed_names:
+            attempt = nearest(name, allowed_names)
             problems.append(
                 Problem(
                     where=text,
-                    what="there is no such field of a shape",
+                    what=f"there is no such field of a {family} shape",
                     got=name or "nothing",
-                    allowed=", ".join(INLINE),
+                    allowed=", ".join(allowed_names),
                     attempt=attempt,
                 )
             )
         elif name == "tied" and value in ("true", "false"):
             given[name] = value == "true"
-        elif name != "tied" and value.isascii() and value.isdecimal() and 0 < int(value) < 10**9:
+        elif name != "tied" and _is_size(value):
             given[name] = int(value)
         else:
             allowed = "true, false" if name == "tied" else "1, 2, 3, …"
+            got = value if len(value) <= 40 else f"{value[:40]}…"
             problems.append(
-                Problem(where=text, what=f"this value does not fit {name}", got=value or "nothing", allowed=allowed)
+                Problem(where=text, what=f"this value does not fit {name}", got=got or "nothing", allowed=allowed)
             )
-    stated = {part.partition("=")[0].strip() for part in fields.split(",")}
+        seen.add(name)
     problems += [
         Problem(where=text, what=f"a shape states {name}", got="nothing", attempt=f"{text},{name}=…")
         for name in INLINE[:4]
-        if name not in stated
+        if name not in seen
     ]
     if not problems:
         for divisor in ("n_heads", "n_kv_heads"):
@@ -313,11 +331,22 @@ def _inline(text: str, family: str, fields: str, context: int | None) -> Archite
                         attempt=f"{divisor}={near[0]}",
                     )
                 )
+        width = given["d_model"] // given["n_heads"]
+        if not problems and FAMILIES[family].get("positions") == "rotary" and width % 2:
+            near = [] if given["d_model"] % 2 else divisors(given["d_model"] // 2, given["n_heads"])
+            problems.append(
+                Problem(
+                    where=text,
+                    what="rotary positions turn pairs of numbers, so a head's width is even",
+                    got=f"{given['d_model']} / {given['n_heads']} = {width}",
+                    allowed=either(near) if near else "another d_model",
+                    attempt=f"n_heads={near[0]}" if near else f"d_model={2 * given['d_model']}",
+                )
+            )
     if problems:
         raise ConfigError(*problems)
     vocabulary, own = given.pop("vocab_size"), given.pop("context", 512 if family == "bert" else 2048)
     if family == "bert":
-        fields_of = {name: value for name, value in given.items() if name in BertConfig.__dataclass_fields__}
-        return Architecture(BertConfig(**fields_of, vocab_multiple=1), vocabulary, context or own)
+        return Architecture(BertConfig(**given, vocab_multiple=1), vocabulary, context or own)
     config = GptConfig(**{**FAMILIES[family], **given, "vocab_multiple": 1})
     return Architecture(config, vocabulary, context or own)

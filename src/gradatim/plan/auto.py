@@ -73,7 +73,7 @@ def choose_layout(config: RunConfig, stated: Collection[str], world: int | None 
     if most is None:
         what = f"how many processes there are is not stated, neither here nor in {name}"
         raise ConfigError(Problem(where=WHERE, what=what, got="nothing", attempt="--nproc 8"))
-    limits = replace(NO_LIMITS, zero=(0, 1), splits=(layout.split,))
+    limits = replace(NO_LIMITS, layers="gradatim", zero=(0, 1), splits=(layout.split,))
     if model.one_stage:  # translators store all activations
         limits = replace(limits, recompute=("none",))
     refused: Refused | None = None
@@ -111,11 +111,15 @@ def _cluster(config: RunConfig) -> tuple[Cluster, str]:
         cluster = load_cluster(STAND_IN)
         device = replace(cluster.device, memory=here.memory())
         name = "this machine, taken for the packaged CPU: gradatim calibrate --out FILE and --cluster FILE know better"
-        return replace(cluster, device=device, node=replace(cluster.node, devices=1), devices=0), name
-    cluster = load_cluster(config.cluster)
-    if not cluster.calibrated and cluster.stack.layers != "gradatim":
-        cluster = replace(cluster, stack=load_cluster(OURS).stack)
-    return cluster, config.cluster
+        cluster = replace(cluster, device=device, node=replace(cluster.node, devices=1), devices=0)
+    else:
+        cluster, name = load_cluster(config.cluster), config.cluster
+    stack = cluster.stack
+    if cluster.calibrated:  # on CPUs, perhaps by an earlier version of ours that did not say so
+        stack = replace(stack, layers="gradatim", fused_dropout=False)
+    elif stack.layers != "gradatim":
+        stack = load_cluster(OURS).stack
+    return replace(cluster, stack=replace(stack, element_bytes=2 if config.precision == "bf16" else 4)), name
 
 
 def _sized(cluster: Cluster, processes: int) -> Cluster:

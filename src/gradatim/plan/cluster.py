@@ -6,8 +6,9 @@ configs: all problems at once, with line and nearest name.
 
 from __future__ import annotations
 
+import math
 import stat
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -62,13 +63,15 @@ class Stack:
     """The software that trains there: what it can do, how it does it, how well."""
 
     layers: Literal["megatron", "gradatim"] = "megatron"
-    """Whose layers: what they keep for the backward pass. Our own are counted operation by operation, under bf16."""
+    """Whose layers: what they keep for the backward pass. Our own are counted operation by operation."""
     attention: Literal["unfused", "fused-softmax", "flash"] = "fused-softmax"
     """Scores in memory with separate passes, with mask and softmax in one, or never in memory."""
     flash_forward: float = 0.6
     """Share of the best matmul rate that fused attention reaches forward."""
     flash_backward: float = 0.5
     """Likewise backward."""
+    fused_dropout: bool = True
+    """Fused attention drops weights, too; without, as on a CPU, our own layers keep the scores where weights drop."""
     causal_skip: bool = True
     """Fused attention skips the blocks above the diagonal."""
     fused: bool = True
@@ -104,7 +107,7 @@ class Stack:
     reduced_bytes: int = 4
     """Bytes of a gradient when it is reduced."""
     element_bytes: int = 2
-    """Bytes of a number in an activation."""
+    """Bytes of a number in an activation: what products read and give; the residual stream of our layers has four."""
     weight_bytes: int = 2
     """Bytes of a parameter as the passes use it."""
     gradient_bytes: int = 4
@@ -263,29 +266,59 @@ def _read(path: Path) -> bytes:
     raise ConfigError(Problem(where=str(path), what=what, got=got, allowed=", ".join(cluster_names()), attempt=attempt))
 
 
+KNOWN: dict[str, tuple[Any, ...]] = {
+    "schedules": ("gpipe", "1f1b", "interleaved", "zero-bubble"),
+    "zero": (0, 1, 2, 3),
+    "recompute": ("none", "selective", "full"),
+    "splits": ("uniform", "by-cost", "past-share"),
+}
+"""What may stand in a list of the stack,"""
+POSITIVE = {
+    "device": ("peak", "matmul", "units", "bandwidth", "memory", "vector"),
+    "node": ("devices", "link", "cards", "card"),
+    "stack": ("flash_forward", "flash_backward", "multiplier", "multiplier_one_node", "element_bytes", "weight_bytes"),
+}
+"""which figures are above 0,"""
+OTHERS = {"stack.overlap_tensor": (0.0, 1.0), "stack.chunks": (1.0, math.inf), "measured.processes": (1.0, math.inf)}
+"""and which have limits of their own; all the rest is 0 at least."""
+
+
 def _impossible(cluster: Cluster, decoder: Decoder) -> list[Problem]:
-    """Figures that no machine has."""
-    positive = {
-        "device": ("peak", "matmul", "units", "bandwidth", "memory", "vector"),
-        "node": ("devices", "link", "cards", "card"),
-        "stack": ("flash_forward", "flash_backward", "multiplier"),
-    }
-    problems = []
-    for section, names in positive.items():
-        for name in names:
-            value, path = getattr(getattr(cluster, section), name), f"{section}.{name}"
-            if not value > 0 and path not in decoder.broken:
-                where = decoder.places.get(path, path)
-                problems.append(
-                    Problem(where=where, what=f"{path} is out of range", got=f"{value:g}", allowed="above 0")
-                )
+    """Figures that no machine has, and names that nobody knows."""
+    problems: list[Problem] = []
+
+    def refuse(path: str, what: str, got: str, allowed: str) -> None:
+        if path not in decoder.broken:
+            where = decoder.places.get(path, path.partition(".")[0])
+            problems.append(Problem(where=where, what=what, got=got, allowed=allowed))
+
+    figures = {"devices": cluster.devices}
+    for section in ("device", "node", "stack", "measured"):
+        part = getattr(cluster, section)
+        figures |= {f"{section}.{field.name}": getattr(part, field.name) for field in fields(part)}
+    for path, value in figures.items():
+        section, _, name = path.partition(".")
+        numbers = [number for number in _numbers(value) if not isinstance(number, bool)]
+        least, most = OTHERS.get(path, (0.0, math.inf))
+        above = name in POSITIVE.get(section, ())
+        wrong = [n for n in numbers if not (least <= n <= most and n < math.inf and (n > 0 or not above))]
+        if wrong:
+            allowed = f"{least:g} to {most:g}" if most < math.inf else "above 0" if above else f"{least:g} or more"
+            refuse(path, f"{path} is out of range", f"{wrong[0]:g}", allowed)
+    for name, known in KNOWN.items():
+        path, given = f"stack.{name}", getattr(cluster.stack, name)
+        unknown = [str(each) for each in given if each not in known]
+        if unknown or not given:
+            what = f"{path} names what there is not" if given else f"{path} is empty"
+            refuse(path, what, ", ".join(unknown) or "nothing", ", ".join(map(str, known)))
     if cluster.device.matmul > cluster.device.peak and not {"device.matmul", "device.peak"} & decoder.broken:
-        problems.append(
-            Problem(
-                where=decoder.places.get("device.matmul", "device"),
-                what="no product is faster than the datasheet's rate",
-                got=f"matmul {cluster.device.matmul:g}",
-                allowed=f"at most peak {cluster.device.peak:g}",
-            )
-        )
+        what = "no product is faster than the datasheet's rate"
+        refuse("device.matmul", what, f"matmul {cluster.device.matmul:g}", f"at most peak {cluster.device.peak:g}")
     return problems
+
+
+def _numbers(value: Any) -> list[float]:
+    """All that are in it."""
+    if isinstance(value, tuple):
+        return [number for each in value for number in _numbers(each)]
+    return [value] if isinstance(value, (int, float)) else []

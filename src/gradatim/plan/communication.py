@@ -40,17 +40,23 @@ def collective_seconds(
     return physics.kernel + latency + moved / bandwidth
 
 
-def transfer_seconds(physics: Physics, cluster: Cluster, size: float, tp: int, dp: int, pp: int) -> float:
-    """Seconds until ``size`` bytes of a stage's result are on the next stage, all ranks of a stage sending at once."""
+def transfer_seconds(
+    physics: Physics, cluster: Cluster, size: float, tp: int, dp: int, pp: int, *, split: bool = False
+) -> float:
+    """Seconds until ``size`` bytes of a rank's result are on the next stage, all ranks of a stage sending at once.
+
+    ``split``: the result is a part of the sequence already, so it is sent whole and there is nothing to gather.
+    """
     if cluster.calibrated:
         return measured.transfer_seconds(cluster, size)
     node = cluster.node
-    share = size / tp if cluster.stack.scatter_gather else size
+    scatters = cluster.stack.scatter_gather and not split
+    share = size / tp if scatters else size
     if tp * dp * pp <= node.devices:
         seconds = physics.kernel + node.latency + share / (node.link * physics.link)
     else:  # where several stages share a node, those at its border set the pace
         bandwidth = node.cards * node.card / min(node.devices, tp * dp) * physics.network
         seconds = physics.kernel + node.network_latency + share / min(bandwidth, node.link * physics.link)
-    if cluster.stack.scatter_gather and tp > 1:
+    if scatters and tp > 1:
         seconds += collective_seconds(physics, cluster, "all-gather", size, tp)
     return seconds

@@ -6,8 +6,9 @@ do. What is left out is counted by reason.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,12 +26,25 @@ KNOBS = ("tp", "pp", "dp", "chunks", "schedule", "microbatch", "sequence_paralle
 NO_LIMITS = Stack(
     schedules=("gpipe", "1f1b", "interleaved", "zero-bubble"), zero=(0, 1, 2, 3), splits=("uniform", "by-cost")
 )
-"""What ``--stack any`` allows."""
+"""All that a layout can be."""
+
+
+def without_limits(stack: Stack) -> Stack:
+    """What ``--stack any`` allows this software, whose layers stay what they are."""
+    return replace(
+        stack,
+        schedules=NO_LIMITS.schedules,
+        chunks=NO_LIMITS.chunks,
+        sequence_parallel=NO_LIMITS.sequence_parallel,
+        zero=NO_LIMITS.zero,
+        splits=NO_LIMITS.splits,
+    )
 
 
 def divisors(number: int) -> list[int]:
     """All of them, ascending."""
-    return [d for d in range(1, number + 1) if number % d == 0]
+    small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
+    return small + [number // d for d in reversed(small) if d * d != number]
 
 
 @dataclass(slots=True)
@@ -111,9 +125,14 @@ def legal_layouts(
         names = [fixed.schedule]
     if fixed.recompute:
         recomputes = [fixed.recompute]
+    elif not stack.selects and "none" in recomputes:  # then selective is the same
+        recomputes = [name for name in recomputes if name != "selective"]
     for tp in [fixed.tp] if fixed.tp else divisors(devices):
-        if devices % tp or not _divides(tp, model):
-            rejected["tp does not divide heads, feed-forward width or vocabulary"] += 1
+        if devices % tp:
+            rejected["tp does not divide the devices"] += 1
+            continue
+        if whole := _not_divided(tp, model):
+            rejected[f"tp does not divide {' and '.join(whole)}"] += 1
             continue
         for pp in [fixed.pp] if fixed.pp else divisors(devices // tp):
             if devices // tp % pp:
@@ -139,7 +158,7 @@ def legal_layouts(
                 for schedule, chunks, split in _pipelines(
                     model, names, splits, stack, fixed, pp, share // microbatch, rejected
                 ):
-                    for sp in _sequence_parallel(model, stack, fixed, tp):
+                    for sp in _sequence_parallel(model, stack, fixed, tp, rejected):
                         for recompute in range(len(recomputes)):
                             for zero in _zero(stack, fixed, dp):
                                 rows.append((tp, pp, dp, chunks, schedule, microbatch, sp, recompute, zero, split))
@@ -150,8 +169,13 @@ def legal_layouts(
     return Columns(*columns, names, recomputes, splits, counts)  # type: ignore[call-arg]
 
 
-def _divides(tp: int, model: Architecture) -> bool:
-    return not any(number % tp for number in (model.heads, model.kv_heads, model.feed_forward, model.vocabulary))
+def _not_divided(tp: int, model: Architecture) -> list[str]:
+    """What does not fall into ``tp`` equal parts."""
+    parts = {"the heads": model.heads, "the feed-forward width": model.feed_forward}
+    if model.kv_heads != model.heads:
+        parts["the heads of keys and values"] = model.kv_heads
+    parts["the vocabulary (one padded to a multiple of tp would do)"] = model.vocabulary
+    return [name for name, size in parts.items() if size % tp]
 
 
 def _pipelines(
@@ -179,17 +203,25 @@ def _pipelines(
                 rejected["interleaving needs microbatches in multiples of the stages"] += 1
                 continue
             for split, kind in enumerate(splits):
-                if kind == "uniform" and model.layers % (pp * chunks) and len(splits) == 1 and not fixed.pp:
+                uneven = model.layers % (pp * chunks) > 0
+                if kind == "uniform" and uneven and stack.layers == "megatron" and len(splits) == 1 and not fixed.pp:
                     rejected["stages and chunks do not divide the layers"] += 1
-                elif kind == "uniform" or model.layers % (pp * chunks) or len(splits) == 1:
+                elif kind == "uniform" or uneven or len(splits) == 1:
                     found.append((index, chunks, split))
     return found
 
 
-def _sequence_parallel(model: Architecture, stack: Stack, fixed: Fixed, tp: int) -> list[int]:
+def _sequence_parallel(model: Architecture, stack: Stack, fixed: Fixed, tp: int, rejected: Counter[str]) -> list[int]:
     possible = tp > 1 and model.context % tp == 0 and not model.one_stage
+    if fixed.sequence_parallel and not possible:
+        if model.one_stage:
+            rejected["an encoder-decoder is not cut along the sequence"] += 1
+        else:
+            why = "needs tp above 1" if tp == 1 else "needs a context that tp divides"
+            rejected[f"sequence parallelism, which is fixed, {why}"] += 1
+        return []
     if fixed.sequence_parallel is not None:
-        return [int(fixed.sequence_parallel and possible)]
+        return [int(fixed.sequence_parallel)]
     return [0, 1] if possible and stack.sequence_parallel else [0]
 
 

@@ -135,9 +135,10 @@ def embedding_times(
 def head_times(cluster: Cluster, model: Architecture, *, sequences: int, tp: int, sequence_parallel: bool) -> Times:
     """Norm, logits and loss, all of it in the forward pass, where each chunk of logits is at hand only once."""
     tokens, words = sequences * model.context, model.vocabulary // tp
-    product = Product(tokens, words, model.width)
+    read = max(1, round(tokens * model.predicted))  # positions whose words are predicted
+    product = Product(read, words, model.width)
     compute = sum(product_seconds(cluster, p) for p in (product, *backward_of(product)))
-    compute += of(cluster.measured.head, tokens * words)
+    compute += of(cluster.measured.head, read * words)
     size = ELEMENT * tokens * model.width
     entering = message_seconds(cluster, "gather", size, tp) if sequence_parallel else 0.0
     leaving = message_seconds(cluster, "scatter" if sequence_parallel else "sum", size, tp)
@@ -163,8 +164,9 @@ def ends_seconds(cluster: Cluster, model: Architecture, layout: LayoutConfig, pa
     """Seconds of the gradients' sum, and of norm and update with the few numbers that all ranks agree on."""
     measured, dp = cluster.measured, layout.dp
     size = float(ELEMENT * parameters)
-    if layout.zero:
-        data = sum(message_seconds(cluster, name, size, dp) for name in ("reduce_scatter", "all_gather"))
+    if layout.zero:  # from ZeRO-2 on gradients are scattered in every microbatch, weights from ZeRO-3 on gathered
+        names = ("reduce_scatter", "all_gather")[layout.zero > 1 : 2 if layout.zero < 3 else 1]
+        data = sum(message_seconds(cluster, name, size, dp) for name in names)
     else:
         data = message_seconds(cluster, "reduce", size, dp)
     if model.tied and layout.pp > 1:
@@ -197,7 +199,8 @@ def cluster_of(answer: dict[str, Any], name: str, memory: float) -> Cluster:
         ),
         node=Node(devices=max(1, processes), link=link, latency=latency, cards=1, card=link, network_latency=latency),
         stack=Stack(
-            attention="flash", dropout=False, scatter_gather=False, overlap_data=True, reduced_bytes=ELEMENT,
+            layers="gradatim", attention="flash", fused_dropout=False, dropout=False, scatter_gather=False,
+            overlap_data=True, reduced_bytes=ELEMENT,
             element_bytes=ELEMENT, weight_bytes=ELEMENT, gradient_bytes=ELEMENT, state_bytes=2 * ELEMENT,
             logits_kept=0, logits_working=0, schedules=("gpipe", "1f1b", "interleaved", "zero-bubble"),
             overhead=3e8,

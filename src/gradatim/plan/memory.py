@@ -18,7 +18,7 @@ from gradatim.config.settings import LayoutConfig
 from gradatim.plan import ends
 from gradatim.plan.architecture import Architecture, EncoderDecoder
 from gradatim.plan.cluster import Stack
-from gradatim.plan.tensors import Case, Part, block_part, cross_part
+from gradatim.plan.tensors import LOW, Case, Part, block_part, cross_part
 from gradatim.schedules import build_schedule
 from gradatim.schedules.actions import peak_in_flight
 
@@ -115,7 +115,7 @@ def model_parts(
     if isinstance(model, EncoderDecoder):
         return _two_sides(model, stack, sequences, tp, recompute)
     if stack.layers == "gradatim":
-        case = Case(model, sequences, tp, sequence_parallel, recompute, waits)
+        case = _case(model, stack, sequences, tp, sequence_parallel, recompute, waits)
         return Parts(
             block_part(case), ends.embedding_part(case), ends.head_part(case),
             ends.table_gradient(case) if model.tied else 0.0, ends.stream_bytes(case),
@@ -132,15 +132,23 @@ def model_parts(
     )
 
 
+def _case(
+    model: Architecture, stack: Stack, sequences: int, tp: int, split: bool, recompute: str, waits: bool = False
+) -> Case:
+    """What our own layers do in this case."""
+    exact, scores = stack.element_bytes > LOW, model.core_dropout > 0 and not stack.fused_dropout
+    return Case(model, sequences, tp, split, recompute, waits, exact, scores)
+
+
 def _two_sides(model: EncoderDecoder, stack: Stack, sequences: int, tp: int, recompute: str) -> Parts:
     """Of an encoder-decoder in one stage: what the encoder keeps counts with the embedding."""
     options: dict[str, Any] = {"sequences": sequences, "tp": tp, "sequence_parallel": False, "recompute": recompute}
     read, written = (model_parts(half, stack, **options) for half in (model.encoder, model.decoder))
     if stack.layers == "gradatim":
-        case = Case(model.encoder, sequences, tp, False, recompute)
+        case = _case(model.encoder, stack, sequences, tp, False, recompute)
         cross, hidden = cross_part(case), ends.stream_bytes(case)
     else:
-        hidden = 2.0 * sequences * model.context * model.width
+        hidden = 1.0 * stack.element_bytes * sequences * model.context * model.width
         kept = cross_activations(model, stack, sequences=sequences, tp=tp, recompute=recompute)
         cross = Part(kept[0], backward=kept[1])
     block, encoder, n = written.block, read.block, model.encoder_layers
@@ -169,12 +177,13 @@ def block_activations(
 ) -> tuple[float, float]:
     """Bytes that a block keeps for its backward pass, and most that it needs besides during that."""
     tokens = sequences * model.context
-    width = 2.0 * tokens * model.width  # a hidden state of 16 bits
+    size = 1.0 * stack.element_bytes
+    width = size * tokens * model.width  # a hidden state
     shard = tp if sequence_parallel else 1
     heads = model.heads // tp
-    q, kv = 2.0 * tokens * heads * model.head_dim, 4.0 * tokens * model.kv_heads // tp * model.head_dim
-    inner = 2.0 * tokens * model.feed_forward / tp
-    mask = width / 2 / shard if stack.dropout else 0.0
+    q, kv = size * tokens * heads * model.head_dim, 2 * size * tokens * model.kv_heads // tp * model.head_dim
+    inner = size * tokens * model.feed_forward / tp
+    mask = 1.0 * tokens * model.width / shard if stack.dropout else 0.0
     inputs = width / shard
     # input of each norm and of the matrices behind it; masks of the two dropouts
     kept = 4 * inputs + 2 * mask if stack.keeps_norm_input else 2 * inputs + 2 * mask
@@ -203,8 +212,9 @@ def block_activations(
 
 def _scores(model: Architecture, stack: Stack, *, sequences: int, tp: int) -> float:
     """Bytes of the scores that attention keeps where no kernel computes them again: softmax, dropout, both."""
-    square = 1.0 * sequences * (model.heads // tp) * model.context**2  # one byte for each
-    return square * (2 + (3 if stack.dropout else 0)) + (2 * square if stack.attention == "unfused" else 0)
+    square = 1.0 * sequences * (model.heads // tp) * model.context**2  # one byte for each, as a mask
+    size = stack.element_bytes
+    return square * (size + (1 + size if stack.dropout else 0) + (size if stack.attention == "unfused" else 0))
 
 
 def cross_activations(
@@ -212,8 +222,8 @@ def cross_activations(
 ) -> tuple[float, float]:
     """What attention to the source keeps besides, and needs going backward, as ``block_activations`` counts."""
     tokens = sequences * model.context
-    width = 2.0 * tokens * model.width
-    kept = (2 if stack.keeps_norm_input else 1) * width + (width / 2 if stack.dropout else 0.0)
+    width = 1.0 * stack.element_bytes * tokens * model.width
+    kept = (2 if stack.keeps_norm_input else 1) * width + (1.0 * tokens * model.width if stack.dropout else 0.0)
     kept += 4 * width / tp  # queries, keys, values, and what enters the output matrix
     flash = stack.attention == "flash"
     kept += 4.0 * tokens * model.heads / tp if flash else 0.0
@@ -233,7 +243,8 @@ def head_activations(
     tokens = sequences * model.context
     shard = tp if sequence_parallel else 1
     logits = 1.0 * tokens * model.vocabulary / tp
-    return 2 * 2.0 * tokens * model.width / shard + stack.logits_kept * logits, stack.logits_working * logits
+    inputs = 2.0 * stack.element_bytes * tokens * model.width / shard
+    return inputs + stack.logits_kept * logits, stack.logits_working * logits
 
 
 # ---------------------------------------------------------------------- a stage
@@ -308,6 +319,16 @@ def activation_peak(parts: Parts, at: Stages) -> tuple[Numbers, Numbers]:
     return held, np.max(np.broadcast_arrays(*moments), axis=0)
 
 
+def whole_again(stack: Stack, block: Numbers, end: Numbers, zero: Numbers, dp: Numbers) -> Numbers:
+    """Bytes of what is sharded, while it is whole: from ZeRO-2 on the gradients of a layer, or of an end of the model,
+    before they are scattered; under ZeRO-3 its weights, and those of the next layer where that is gathered meanwhile.
+    """
+    one = np.maximum(block, end)
+    weights = one + (block if stack.overlap_data else 0)
+    needed = np.where(zero >= 2, one * stack.reduced_bytes, 0) + np.where(zero >= 3, weights * stack.weight_bytes, 0)
+    return np.where(dp > 1, needed, 0)
+
+
 def stage_memory(stack: Stack, model: Architecture, layout: LayoutConfig, global_batch: int) -> list[StageMemory]:
     """Bytes of a rank of every stage."""
     assert layout.microbatch
@@ -326,15 +347,15 @@ def stage_memory(stack: Stack, model: Architecture, layout: LayoutConfig, global
     activations = activations + parts.step * global_batch / dp + parts.constant
     found = []
     for rank in range(pp):
-        parameters = int(layers[rank]) * model.block_parameters(tp)
-        if rank == 0:
-            parameters += model.embedding_parameters(tp)
-        if rank == pp - 1:
-            parameters += model.head_parameters(tp, alone=pp > 1)
+        block = model.block_parameters(tp)
+        ends = (
+            model.embedding_parameters(tp) if rank == 0 else 0,
+            model.head_parameters(tp, alone=pp > 1) if rank == pp - 1 else 0,
+        )
+        parameters = int(layers[rank]) * block + sum(ends)
+        needed = float(working[rank]) + float(whole_again(stack, block, max(ends), zero, dp))
         weights = stack.weight_bytes * parameters / (dp if zero >= 3 else 1)
         gradients = stack.gradient_bytes * parameters / (dp if zero >= 2 else 1)
         optimizer = stack.state_bytes * parameters / (dp if zero >= 1 else 1)
-        found.append(
-            StageMemory(weights, gradients, optimizer, float(activations[rank]), float(working[rank]), stack.overhead)
-        )
+        found.append(StageMemory(weights, gradients, optimizer, float(activations[rank]), needed, stack.overhead))
     return found

@@ -8,6 +8,7 @@ time of a step (``recurrence.py``); gradients and the optimizer are added. Compa
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -139,7 +140,8 @@ def pipeline_times(
         size /= tp
     transfer = 0.0
     if pp > 1:
-        transfer = transfer_seconds(physics, cluster, size, tp, dp, pp) + stack.transfer_operations * physics.launch
+        transfer = transfer_seconds(physics, cluster, size, tp, dp, pp, split=layout.sequence_parallel)
+        transfer += stack.transfer_operations * physics.launch
     return Pipeline(forward, backward, transfer, 0.0 if stack.overlap_pipeline else transfer)
 
 
@@ -163,64 +165,84 @@ def predict(
     forward, backward = times.forward, times.backward
     pipeline = times.step(layout, m)
     ranks = [[c for c in range(pp * v) if c % pp == rank] for rank in range(pp)]
+    layers = rank_layers(layout, counts)
     work = [sum(forward[c].total + backward[c].total for c in own) for own in ranks]
-    gathering = 0.0
-    if layout.zero == 3:
-        gathering = m * max(
-            _gather_seconds(physics, cluster, model, layout, held, forward[0].total, backward[0].total)
-            for held in held_parameters(model, layout, counts)
-        )
+    passes = [Times(sum((forward[c] for c in own), Seconds()), sum((backward[c] for c in own), Seconds()))
+              for own in ranks]  # fmt: skip
+    sharded = m * sharded_seconds(physics, cluster, model, layout, layers, passes) if layout.zero >= 2 else 0.0
     busiest = max(range(pp), key=lambda rank: work[rank])
     compute = m * sum(forward[c].compute + backward[c].compute for c in ranks[busiest])
     tensor = m * sum(forward[c].tensor + backward[c].tensor for c in ranks[busiest])
     sending = 2 * m * v * times.blocking
     # gradients hide behind the last microbatch's backward pass, gathered weights behind the next step's first forward
-    beside = Times(sum((forward[c] for c in ranks[0]), Seconds()), sum((backward[c] for c in ranks[0]), Seconds()))
-    data, optimizer = data_and_optimizer(physics, cluster, model, layout, counts, beside)
+    data, optimizer = data_and_optimizer(physics, cluster, model, layout, layers, passes[0])
     scale = multiplier(cluster, layout)
     parts = {
         "compute": compute,
         "tensor": tensor,
         "pipeline": sending,
         "bubble": max(0.0, pipeline - compute - tensor - sending),  # zero but for rounding without stages
-        "data": data + gathering,
+        "data": data + sharded,
         "optimizer": optimizer,
     }
     parts = {name: seconds * scale for name, seconds in parts.items()}
     return Prediction(sum(parts.values()), parts)
 
 
-def held_parameters(model: Architecture, layout: LayoutConfig, counts: list[int]) -> list[int]:
-    """Parameters of each pipeline rank, before they are sharded over replicas."""
+def rank_layers(layout: LayoutConfig, counts: Sequence[int]) -> list[int]:
+    """Layers of each pipeline rank, from those of each chunk."""
+    return [sum(counts[rank :: layout.pp]) for rank in range(layout.pp)]
+
+
+def held_parameters(model: Architecture, layout: LayoutConfig, layers: Sequence[int]) -> list[int]:
+    """Parameters of each pipeline rank with so many layers, before they are sharded over replicas."""
     tp, pp = layout.tp, layout.pp
     return [
-        sum(counts[rank::pp]) * model.block_parameters(tp)
+        own * model.block_parameters(tp)
         + (model.embedding_parameters(tp) if rank == 0 else 0)
         + (model.head_parameters(tp, alone=pp > 1) if rank == pp - 1 else 0)
-        for rank in range(pp)
+        for rank, own in enumerate(layers)
     ]
 
 
-def _gather_seconds(
+def sharded_seconds(
     physics: Physics,
     cluster: Cluster,
     model: Architecture,
     layout: LayoutConfig,
-    held: int,
-    forward: float,
-    backward: float,
+    layers: Sequence[int],
+    passes: Sequence[Times] | None,
 ) -> float:
-    """Seconds that a microbatch waits for weights (gathered twice) and gradients (scattered once), layer by layer."""
-    layers = model.layers
-    gather = layers * collective_seconds(
-        physics, cluster, "all-gather", held * cluster.stack.weight_bytes / layers, layout.dp, stride=layout.tp
-    )
-    scatter = layers * collective_seconds(
-        physics, cluster, "reduce-scatter", held * cluster.stack.reduced_bytes / layers, layout.dp, stride=layout.tp
-    )
-    if cluster.stack.overlap_data:
-        return exposed(gather, forward) + exposed(gather + scatter, backward)
-    return 2 * gather + scatter
+    """Seconds that a microbatch waits for what is sharded, on the rank that waits longest.
+
+    Layer by layer gradients are scattered, from ZeRO-2 on: those of a microbatch are added to a shard, since no rank
+    keeps all of them (Rajbhandari et al. 2020, arXiv:1910.02054, section 5). Under ZeRO-3 weights are gathered for
+    either pass.
+
+    Args:
+        layers: of each pipeline rank.
+        passes: of a microbatch through all that a rank holds, which communication may hide behind; None: however long.
+    """
+    stack, found = cluster.stack, []
+    for rank, held in enumerate(held_parameters(model, layout, layers)):
+        many = layers[rank]
+
+        def seconds(kind: str, size: int, held: int = held, many: int = many) -> float:
+            each = held * size / many
+            if cluster.calibrated:
+                return many * measured.message_seconds(cluster, kind.replace("-", "_"), each, layout.dp)
+            return many * collective_seconds(physics, cluster, kind, each, layout.dp, stride=layout.tp)
+
+        gather = seconds("all-gather", stack.weight_bytes) if layout.zero == 3 else 0.0
+        scatter = seconds("reduce-scatter", stack.reduced_bytes)
+        if not stack.overlap_data:
+            found.append(2 * gather + scatter)
+        elif passes is None:
+            found.append(CONTENTION * (2 * gather + scatter))
+        else:
+            forward, backward = passes[rank].forward.total, passes[rank].backward.total
+            found.append(exposed(gather, forward) + exposed(gather + scatter, backward))
+    return max(found)
 
 
 def exposed(communication: float, computation: float) -> float:
@@ -229,21 +251,23 @@ def exposed(communication: float, computation: float) -> float:
 
 
 def data_and_optimizer(
-    physics: Physics, cluster: Cluster, model: Architecture, layout: LayoutConfig, counts: list[int], beside: Times
+    physics: Physics, cluster: Cluster, model: Architecture, layout: LayoutConfig, layers: Sequence[int], beside: Times
 ) -> tuple[float, float]:
     """Seconds of the gradients' sum and of the update, of the rank that holds most.
 
-    ``beside``: the passes of one microbatch that communication can hide behind, where the stack overlaps it.
+    Args:
+        layers: of each pipeline rank.
+        beside: the passes of one microbatch that communication can hide behind, where the stack overlaps it.
     """
     stack, tp, dp = cluster.stack, layout.tp, layout.dp
-    most = max(held_parameters(model, layout, counts))
+    most = max(held_parameters(model, layout, layers))
     if cluster.calibrated:
         return measured.ends_seconds(cluster, model, layout, most)
     gradients, weights = most * stack.reduced_bytes, most * stack.weight_bytes
-    tensors = model.tensors(max(counts))
+    tensors = model.tensors(max(layers))
     buckets = min(tensors, math.ceil(weights / stack.bucket)) if stack.bucket else 1  # none smaller than a tensor
     reduce = gather = late = 0.0
-    if layout.zero < 3:  # else in every microbatch, counted there
+    if layout.zero < 2:  # else in every microbatch, counted there
         kind = "reduce-scatter" if layout.zero and stack.scatters_gradients else "all-reduce"
         reduce = buckets * collective_seconds(physics, cluster, kind, gradients / buckets, dp, stride=tp)
         last = model.embedding_parameters(tp) * stack.reduced_bytes  # known when the backward pass is over

@@ -21,9 +21,25 @@ from gradatim.plan.cluster import Cluster, Stack
 from gradatim.plan.communication import transfer_seconds
 from gradatim.plan.layouts import FREE, Array, Columns, Fixed, legal_layouts
 from gradatim.plan.measured import busy
-from gradatim.plan.memory import WIDTH, Parts, Stages, activation_peak, from_columns, model_parts, stage_memory
+from gradatim.plan.memory import (
+    WIDTH,
+    Parts,
+    Stages,
+    activation_peak,
+    from_columns,
+    model_parts,
+    stage_memory,
+    whole_again,
+)
 from gradatim.plan.physics import FITTED, Physics
-from gradatim.plan.predict import Prediction, data_and_optimizer, part_times, predict
+from gradatim.plan.predict import (
+    Prediction,
+    data_and_optimizer,
+    part_times,
+    predict,
+    rank_layers,
+    sharded_seconds,
+)
 from gradatim.plan.times import Seconds, Times
 
 
@@ -62,6 +78,39 @@ TOO_LARGE = "needs more memory than a device has"
 NOTHING = Times(Seconds(), Seconds())
 
 
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """How many layers ranks have in every layout, as its split shares them out; an end is a rank of its own."""
+
+    first: Array
+    second: Array
+    """The last, where there are but two, and the first, where there is one."""
+    last: Array
+    middle: Array
+    """The most of a rank between the ends; 0 where there is none."""
+    fewest: Array
+    """Of a chunk."""
+    kind: Array
+    """Index into ``ranks``."""
+    ranks: list[tuple[int, ...]]
+    """Layers of all ranks, each way once."""
+
+
+def layer_shares(model: Architecture, columns: Columns) -> Shares:
+    """From the counts of layers of all stages, chunks and splits that there are."""
+    keys = (columns.pp * (columns.chunks.max() + 1) + columns.chunks) * len(columns.splits) + columns.split
+    _, at, of = np.unique(keys, return_index=True, return_inverse=True)
+    ranks: dict[tuple[int, ...], int] = {}
+    rows = []
+    for i in at.tolist():
+        layout = columns.layout(i)
+        counts = model.layer_counts(layout)
+        own = tuple(rank_layers(layout, counts))
+        kind = ranks.setdefault(own, len(ranks))
+        rows.append((own[0], own[min(1, len(own) - 1)], own[-1], max(own[1:-1], default=0), min(counts), kind))
+    return Shares(*np.array(rows, dtype=np.int64).T[:, of.reshape(-1)], list(ranks))  # type: ignore[call-arg]
+
+
 def bounds(
     cluster: Cluster, model: Architecture, columns: Columns, global_batch: int, physics: Physics = FITTED
 ) -> tuple[Array, Array]:
@@ -87,6 +136,7 @@ def bounds(
     f, fe, fh, b, be, bh, *held = np.array(parts).reshape(-1, 6 + WIDTH).T[:, of]
     pp, v, tp, dp = columns.pp, columns.chunks, columns.tp, columns.dp
     m = global_batch // dp // columns.microbatch
+    shares = layer_shares(model, columns)
     size = (
         1.0
         * stack.element_bytes
@@ -96,27 +146,26 @@ def bounds(
         / np.where(columns.sequence_parallel, tp, 1)
     )
     wait = _transfers(physics, cluster, size, columns)
-    fewest = model.layers // (pp * v)  # layers of a chunk, at least
-    most = -(-model.layers // pp)
     extra = 0.0 if stack.overlap_pipeline else 2 * wait
     layer = f + b
-    last = m * (v * fewest * layer + v * extra + fh + bh + np.where(pp == 1, fe + be, 0))
-    middle = m * (np.where(pp > 2, most, v * fewest) * layer + v * extra)
-    first = m * (v * fewest * layer + v * extra + fe + be)
+    last = m * (shares.last * layer + v * extra + fh + bh + np.where(pp == 1, fe + be, 0))
+    middle = m * (shares.middle * layer + np.where(pp > 2, v * extra, 0.0))
+    first = m * (shares.first * layer + v * extra + fe + be)
     halves = np.array([0.0 if name == "zero-bubble" else 1.0 for name in columns.names])[columns.schedule]
-    ramp = fewest * (f + halves * b) + (1 + halves) / 2 * (2 * wait)
+    ramp = shares.fewest * (f + halves * b) + (1 + halves) / 2 * (2 * wait)
     seconds = np.maximum(last + (pp - 1) * ramp, np.maximum(middle + np.minimum(pp - 1, 1) * ramp, first))
-    if stack.splits != ("uniform",):  # layers may be shared out otherwise than evenly
-        seconds = np.maximum(m * (model.layers * layer + fe + be + fh + bh) / pp, (pp - 1) * ramp)
-    seconds = seconds + _ends(physics, cluster, model, columns)
+    once, each = _ends(physics, cluster, model, columns, shares)
+    seconds = seconds + once + m * each
     one_node = tp * pp * dp <= cluster.node.devices
     scale = np.where(one_node, stack.multiplier_one_node or stack.multiplier, stack.multiplier)
     if cluster.calibrated:
         scale = scale * np.array([busy(cluster, n) for n in (tp * pp * dp).tolist()])
-    return seconds * scale, _most_memory(stack, model, columns, global_batch, from_columns(held))
+    return seconds * scale, _most_memory(stack, model, columns, global_batch, from_columns(held), shares)
 
 
-def _most_memory(stack: Stack, model: Architecture, columns: Columns, global_batch: int, parts: Parts) -> Array:
+def _most_memory(
+    stack: Stack, model: Architecture, columns: Columns, global_batch: int, parts: Parts, shares: Shares
+) -> Array:
     """Bytes of the fullest rank: the first, the second or the last."""
     pp, v, tp, dp, zero = columns.pp, columns.chunks, columns.tp, columns.dp, columns.zero
     m = global_batch // dp // columns.microbatch
@@ -124,39 +173,50 @@ def _most_memory(stack: Stack, model: Architecture, columns: Columns, global_bat
     bytes_each = stack.weight_bytes / np.where(zero >= 3, dp, 1) + stack.gradient_bytes / np.where(zero >= 2, dp, 1)
     bytes_each = bytes_each + stack.state_bytes / np.where(zero >= 1, dp, 1)
     block, embedding, lone, tied = _parameters(model, tp)
-    layers = np.where(stack.splits == ("uniform",), -(-model.layers // pp), v * (model.layers // (pp * v)))
     needed = []
-    for rank in (np.zeros_like(pp), np.minimum(1, pp - 1), pp - 1):
+    for rank, layers in (
+        (np.zeros_like(pp), shares.first),
+        (np.minimum(1, pp - 1), shares.second),
+        (pp - 1, shares.last),
+    ):
         first, last = rank == 0, rank == pp - 1
-        parameters = layers * block + np.where(first, embedding, 0) + np.where(last, np.where(first, tied, lone), 0)
+        ends = np.where(first, embedding, 0), np.where(last, np.where(first, tied, lone), 0)
+        parameters = layers * block + ends[0] + ends[1]
         at = Stages(rank, pp, v, layers / v, m, _held(columns, m, rank), names)
-        needed.append(parameters * bytes_each + sum(activation_peak(parts, at)))
+        whole = whole_again(stack, block, np.maximum(*ends), zero, dp)
+        needed.append(parameters * bytes_each + sum(activation_peak(parts, at)) + whole)
     batch = parts.step * (global_batch / dp) + parts.constant
     return np.max(needed, axis=0) + batch + stack.overhead
 
 
 def _transfers(physics: Physics, cluster: Cluster, size: Array, columns: Columns) -> Array:
     """Seconds of a transfer between stages; 0 without stages."""
-    keys = np.stack([size, columns.tp, columns.dp, columns.pp])
+    keys = np.stack([size, columns.tp, columns.dp, columns.pp, columns.sequence_parallel])
     kinds, of = np.unique(keys, axis=1, return_inverse=True)
     seconds = [
-        transfer_seconds(physics, cluster, s, int(tp), int(dp), int(pp)) if pp > 1 else 0.0
-        for s, tp, dp, pp in kinds.T.tolist()
+        transfer_seconds(physics, cluster, s, int(tp), int(dp), int(pp), split=bool(sp)) if pp > 1 else 0.0
+        for s, tp, dp, pp, sp in kinds.T.tolist()
     ]
     return np.array(seconds)[of.reshape(-1)]
 
 
-def _ends(physics: Physics, cluster: Cluster, model: Architecture, columns: Columns) -> Array:
-    """Seconds of the optimizer, and of the gradients' sum where nothing hides it; at least."""
-    keys = np.stack([columns.tp, columns.pp, columns.dp, columns.zero])
+def _ends(
+    physics: Physics, cluster: Cluster, model: Architecture, columns: Columns, shares: Shares
+) -> tuple[Array, Array]:
+    """Seconds of the optimizer, and of the gradients' sum where nothing hides it, at least; and for each microbatch."""
+    keys = np.stack([columns.tp, columns.dp, columns.zero, shares.kind])
     kinds, of = np.unique(keys, axis=1, return_inverse=True)
     seconds = []
-    for tp, pp, dp, zero in kinds.T.tolist():
-        layout = LayoutConfig(tp=tp, pp=pp, dp=dp, zero=zero)
-        even = [model.layers // pp] * pp
-        data, optimizer = data_and_optimizer(physics, cluster, model, layout, even, NOTHING)
-        seconds.append(optimizer + (0.0 if cluster.stack.overlap_data else data))
-    return np.array(seconds)[of.reshape(-1)]
+    for tp, dp, zero, kind in kinds.T.tolist():
+        layers = shares.ranks[kind]
+        layout = LayoutConfig(tp=tp, pp=len(layers), dp=dp, zero=zero)
+        data, optimizer = data_and_optimizer(physics, cluster, model, layout, layers, NOTHING)
+        each = 0.0
+        if zero >= 2:
+            each = sharded_seconds(physics, cluster, model, layout, layers, None)
+        seconds.append((optimizer + (0.0 if cluster.stack.overlap_data else data), each))
+    once, each = np.array(seconds).T[:, of.reshape(-1)]
+    return once, each
 
 
 def _held(columns: Columns, m: Array, rank: Array) -> Array:
@@ -203,7 +263,7 @@ def search(
     found.considered = len(columns)
     if len(columns):
         seconds, needed = bounds(cluster, model, columns, global_batch, physics)
-        fits = needed <= cluster.device.memory
+        fits = needed <= cluster.device.memory * (1 + 1e-9)  # to rounding; what is judged is judged exactly
         found.rejected[TOO_LARGE] += int((~fits).sum())
         found.columns, found.bounds, found.fits = columns, seconds, fits
         order = np.argsort(seconds, kind="stable")

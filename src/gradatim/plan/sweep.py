@@ -19,7 +19,7 @@ from gradatim.errors import ConfigError, Problem
 from gradatim.plan.architecture import Architecture
 from gradatim.plan.charts import Drawing, Mark, beside, document, lines, number
 from gradatim.plan.cluster import Cluster, Stack
-from gradatim.plan.explain import layout_document, layout_text, tflops
+from gradatim.plan.explain import GIB, layout_document, layout_text, tflops
 from gradatim.plan.layouts import KNOBS, Fixed
 from gradatim.plan.search import Candidate, best_with, predicted, search
 from gradatim.report import page
@@ -129,6 +129,8 @@ def sweep(
             fastest = predicted(found, fixed)
             reason = "" if fastest else "nothing fits" if found.considered else "no layout is legal"
             best: dict[Any, Candidate | None] = {None: fastest[0] if fastest else None}
+            if by and fastest:  # which may not fit, where all else is fixed
+                best = {getattr(fastest[0].layout, by): fastest[0]}
             if by and found.best:
                 best = best_with(found, cluster, model, batch, by)
                 best[getattr(found.best[0].layout, by)] = found.best[0]
@@ -165,7 +167,7 @@ def sweep_rows(model: Architecture, cluster: Cluster, swept: Sweep) -> list[list
         if point.candidate:
             rate = tflops(model, cluster, point.candidate, point.global_batch)[0]
             mfu = 100 * rate * 1e12 / cluster.device.peak
-            row += [layout_text(point.candidate.layout), point.candidate.prediction.seconds, rate, mfu]
+            row += [_layout(point.candidate), point.candidate.prediction.seconds, rate, mfu]
         else:
             named = f"{swept.by} {_text(point.value)}: " if point.value is not None else ""
             row += [named + (point.reason or "nothing fits"), None, None, None]
@@ -195,8 +197,13 @@ def sweep_document(model: Architecture, cluster: Cluster, swept: Sweep) -> list[
 
 
 def sweep_remarks(model: Architecture, cluster: Cluster, swept: Sweep) -> list[str]:
-    """Sentences: the highest throughput, the soonest and the cheapest training, and what the batch costs."""
-    done = [point for point in swept.points if point.candidate]
+    """Sentences: the highest throughput, the soonest and the cheapest training, and what the batch costs.
+
+    All of these are of layouts that fit.
+    """
+    done = [point for point in swept.points if point.candidate and point.candidate.fits]
+    if not done:
+        return ["nothing fits: these layouts, which are fixed, need more memory than a device has"]
     lines = []
     best = max(done, key=lambda p: _rate(model, cluster, p) or 0.0)
     lines.append(f"highest throughput: {_rate(model, cluster, best):.1f} TFLOP/s a device, {_where(best)}")
@@ -238,7 +245,12 @@ def sweep_html(model: Architecture, cluster: Cluster, swept: Sweep, *, name: str
         page.section("Curves", page.figure(svg, under), *map(page.paragraph, said)),
         page.section("Points", page.table(sweep_columns(swept), sweep_rows(model, cluster, swept))),
     ]
-    return page.page(heading, cluster.description, sections, "Each point is the fastest layout that fits there.")
+    return page.page(
+        heading,
+        cluster.description,
+        sections,
+        "Each point is the fastest layout that fits there, or the one that is fixed.",
+    )
 
 
 def _headings(swept: Sweep, name: str) -> tuple[str, str]:
@@ -280,7 +292,7 @@ def _chart(swept: Sweep, measure: Callable[[Point], float | None], title: str, w
     for point in swept.points:
         if (swept.by and point.value is None) or across(point) not in values:  # its lines show a gap
             continue
-        note = layout_text(point.candidate.layout) if point.candidate else point.reason or "nothing fits"
+        note = _layout(point.candidate) if point.candidate else point.reason or "nothing fits"
         mark = Mark(values.index(across(point)), measure(point), note)
         series.setdefault(_line_name(swept, point), []).append(mark)
     for marks in series.values():
@@ -300,6 +312,8 @@ def _chart(swept: Sweep, measure: Callable[[Point], float | None], title: str, w
 def _trimmed(values: list[Any], filled: set[Any]) -> list[Any]:
     """Of values beyond the last at which anything fits, one is enough; likewise before the first."""
     places = [i for i, value in enumerate(values) if value in filled]
+    if not places:
+        return values
     return values[max(places[0] - 1, 0) : places[-1] + 2]
 
 
@@ -371,6 +385,12 @@ def _line_name(swept: Sweep, point: Point) -> str:
 
 def _distinct(swept: Sweep, name: str) -> list[int]:
     return sorted({getattr(point, name) for point in swept.points})
+
+
+def _layout(candidate: Candidate) -> str:
+    """It, and where it does not fit how much it needs."""
+    text = layout_text(candidate.layout)
+    return text if candidate.fits else f"{text}: does not fit, {max(candidate.memory) / GIB:.1f} GiB"
 
 
 def _where(point: Point) -> str:

@@ -1,11 +1,12 @@
 """Bytes that our own layers keep from forward to backward pass, and need at their worst moment. No torch.
 
-The operations of ``models/`` and ``parallel/`` under bf16 are gone through as autograd meets them: each makes a tensor,
-saves some, lets go of others. So a plan says what ``gradatim rehearse`` counts. Weights, gradients and the residual
-stream are fp32, matrix products bf16. Between layers stand n = b·s/t positions where the sequence is split (Korthikanti
-et al. 2022, arXiv:2205.05198, section 4), within them all N = b·s.
+The operations of ``models/`` and ``parallel/`` are gone through as autograd meets them: each makes a tensor, saves
+some, lets go of others. So a plan says what ``gradatim rehearse`` counts. Weights, gradients and the residual stream
+are fp32, matrix products bf16, or fp32 too; then nothing is turned into another type, and a layer reads the norm's
+output itself. Between layers stand n = b·s/t positions where the sequence is split (Korthikanti et al. 2022,
+arXiv:2205.05198, section 4), within them all N = b·s.
 
-Each matrix has one bf16 copy, made when a step first needs it and there until its passes are over
+Under bf16 each matrix has one copy, made when a step first needs it and there until its passes are over
 (``models/layers/working``).
 """
 
@@ -18,6 +19,9 @@ from gradatim.plan.architecture import Architecture
 
 FULL, LOW = 4.0, 2.0
 """Bytes of an fp32 and of a bf16 number."""
+SOFTMAX, SCORES = 4.0, 12.0
+"""Bytes of a score, and what attention keeps of each where no fused kernel drops weights: the softmax, what is dropped
+and what is left, all in fp32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,15 @@ class Case:
     recompute: str = "none"
     waits: bool = False
     """Weight gradients wait, as zero-bubble schedules ask."""
+    exact: bool = False
+    """Products are fp32."""
+    scores: bool = False
+    """Attention drops weights without a fused kernel, as on a CPU, and keeps its scores."""
+
+    @property
+    def element(self) -> float:
+        """Bytes of a number that products read and give."""
+        return FULL if self.exact else LOW
 
     @property
     def split(self) -> bool:
@@ -133,9 +146,9 @@ class Walk:
     def __init__(self, case: Case, saves: bool = True) -> None:
         model = case.model
         self.case, self.saves = case, saves
-        self.stream, self.low = FULL * case.share * model.width, LOW * case.share * model.width
-        self.whole = LOW * case.tokens * model.width
-        self.per_row = LOW * case.tokens
+        self.stream, self.low = FULL * case.share * model.width, case.element * case.share * model.width
+        self.whole = case.element * case.tokens * model.width
+        self.per_row = case.element * case.tokens
         self.ledger = Ledger()
         self.copies = 0.0
         self.names: list[float] = []
@@ -163,9 +176,7 @@ class Walk:
             self.save(self.per_row * (case.queries + case.rows) / 2, 2 * self.table)
         elif case.model.kv_heads != case.model.heads:
             self.save(self.per_row * case.queries)  # of each key's heads, out of the rows
-        self.save(self.per_row * case.queries)
-        if case.recompute != "selective":
-            self.save(self.sums)
+        self.core()
         self.row(case.queries)
         self.norm()
         self.column(case.inner, gates)
@@ -177,15 +188,34 @@ class Walk:
             self.save(self.per_row * case.inner)  # the product
         self.row(case.inner)
 
-    @property
-    def table(self) -> float:
-        """Rotations as bf16."""
-        return LOW * self.case.model.context * self.case.model.head_dim
+    def core(self) -> None:
+        """Attention itself, from queries, keys and values, which are saved."""
+        case = self.case
+        self.save(self.per_row * case.queries)
+        if case.recompute != "selective" and (self.saves or not case.scores):
+            self.save(self.attended)
+        elif case.scores:
+            self.ledger.pass_by(self.attended)
 
     @property
-    def sums(self) -> float:
-        """Logarithms of the softmax's sums."""
-        return FULL * self.case.tokens * self.case.model.heads / self.case.tp
+    def table(self) -> float:
+        """Rotations as products read them."""
+        return self.case.element * self.case.model.context * self.case.model.head_dim
+
+    @property
+    def squares(self) -> float:
+        """Scores."""
+        return self.case.tokens * self.case.model.context * self.case.model.heads / self.case.tp
+
+    @property
+    def attended(self) -> float:
+        """What attention itself keeps: logarithms of the softmax's sums; or scores, and scaled queries and keys."""
+        case = self.case
+        if not case.scores:
+            return FULL * case.tokens * case.model.heads / case.tp
+        grouped = case.model.kv_heads != case.model.heads
+        copies = 2 + (grouped or not case.exact)  # values too, for each head or in fp32
+        return SCORES * self.squares + copies * FULL * case.tokens * case.queries
 
     @property
     def masks(self) -> float:
@@ -200,16 +230,19 @@ class Walk:
             self.save(number, self.stream)  # factors; normed, not scaled
         else:
             self.save(2 * number)  # means and factors
-        self.ledger.take(self.stream)
+        if self.case.exact:
+            self.save(self.stream)  # which the layer reads as it is
+        else:
+            self.ledger.take(self.stream)
 
     def column(self, width: float, layers: int) -> None:
         """``ColumnLinear``, or as many whole layers of one input."""
-        self.copies += LOW * self.case.model.width * width * layers
+        if not self.case.exact:
+            self.copies += LOW * self.case.model.width * width * layers
+            self.save(self.low * (layers if self.saves and not self.case.cut else 1))
         if not self.case.cut:
-            self.save(self.low * (layers if self.saves else 1))
             self.save(self.per_row * width * layers)
             return
-        self.save(self.low)
         if self.case.split:
             self.ledger.take(2 * self.whole)  # the parts, and put together
             self.ledger.free(self.whole)
@@ -218,7 +251,8 @@ class Walk:
 
     def row(self, width: float) -> None:
         """``RowLinear``; then its output is added to the residual stream."""
-        self.copies += LOW * self.case.model.width * width
+        if not self.case.exact:
+            self.copies += LOW * self.case.model.width * width
         if self.case.cut:
             self.ledger.take(self.whole)
             if self.case.split:
@@ -227,7 +261,7 @@ class Walk:
         else:
             self.ledger.take(self.low)
         self.save(self.masks)
-        self.ledger.free(self.stream)  # the norm's output
+        self.ledger.free(0.0 if self.case.exact else self.stream)  # the norm's output
         self.returns()
         self.ledger.take(self.stream)
         self.ledger.free(self.low)
@@ -251,11 +285,16 @@ class Walk:
         waiting += self.column_back(case.inner, gates)
         self.norm_back()
         waiting += self.row_back(case.queries, 0.0)
+        kept = self.attended
         if case.recompute == "selective":
-            ledger.take(queries, self.sums)
+            ledger.take(queries, kept)
             ledger.free(queries)
+        if case.scores:
+            ledger.pass_by(SOFTMAX * self.squares)  # their gradient; then they go, one after the other
+            ledger.free(kept)
+            kept = 0.0
         ledger.take(rows)  # gradients of queries, keys and values; then what attention saved goes
-        ledger.free(queries, self.sums, 0.0 if case.waits else queries)
+        ledger.free(queries, kept, 0.0 if case.waits else queries)
         if case.rotary:
             ledger.pass_by(rows)
             ledger.free((rows + queries) / 2, 2 * self.table)
@@ -269,6 +308,9 @@ class Walk:
 
     def gradient(self, weight: float) -> None:
         """A weight's gradient as the product gives it, then as fp32, until it is added to what is there."""
+        if self.case.exact:
+            self.ledger.take(FULL * weight)
+            return
         self.ledger.take(LOW * weight)
         self.ledger.take(FULL * weight)
         self.ledger.free(LOW * weight)
@@ -276,21 +318,23 @@ class Walk:
     def row_back(self, width: float, x: float) -> float:
         """From the stream's gradient to that of the layer's input; ``x`` goes with the layer if it is its alone."""
         case, ledger, numbers = self.case, self.ledger, self.case.model.width * width
-        part = self.whole if case.split else 0.0
+        part, low = self.whole if case.split else 0.0, 0.0 if case.exact else self.low
         ledger.free(self.masks)
-        ledger.take(self.low)
+        ledger.take(low)
         if not case.cut:
             ledger.take(self.per_row * width)
             self.gradient(numbers)
-            ledger.free(self.low, x, FULL * numbers)
+            ledger.free(low, x, FULL * numbers)
             return 0.0
         ledger.take(part, part)  # the parts, and put together
         ledger.take(self.per_row * width)
         if case.waits:  # with the gradient of the output and the input
-            ledger.free(part, self.low if case.split else 0.0)
+            held = self.whole if case.exact and not case.split else 0.0  # the gradient of the stream stays besides
+            ledger.take(held)
+            ledger.free(part, low if case.split else 0.0)
             return self.whole + self.per_row * width
         self.gradient(numbers)
-        ledger.free(2 * part, self.low, x, FULL * numbers)
+        ledger.free(2 * part, low, x, FULL * numbers)
         return 0.0
 
     def column_back(self, width: float, layers: int) -> float:
@@ -298,10 +342,11 @@ class Walk:
         case, ledger, numbers = self.case, self.ledger, self.case.model.width * width
         outputs, part = self.per_row * width * layers, self.whole if case.split else 0.0
         if not case.cut:
-            for _ in range(layers):
+            for layer in range(layers):
                 ledger.take(self.low)
                 self.gradient(numbers)
-                ledger.free(outputs / layers, self.low, FULL * numbers)
+                own = not case.exact or layer == layers - 1  # the input, which is one of all in fp32
+                ledger.free(outputs / layers, self.low if own else 0.0, FULL * numbers)
             if layers > 1:  # summed
                 ledger.take(self.low)
                 ledger.free(self.low * layers)
@@ -323,8 +368,9 @@ class Walk:
     def norm_back(self) -> None:
         """From bf16 to the stream's gradient before the norm, added to that which went past the layer."""
         ledger, number = self.ledger, FULL * self.case.share
-        ledger.take(self.stream)
-        ledger.free(self.low)
+        if not self.case.exact:
+            ledger.take(self.stream)
+            ledger.free(self.low)
         ledger.take(self.stream)  # times the scale, or before the norm
         ledger.free(self.stream)
         if self.case.rms:
@@ -349,7 +395,7 @@ def block_part(case: Case) -> Part:
     back.ledger = Ledger(kept + stream)
     forward = there.ledger.peak - kept
     if case.recompute == "full":  # the pass above comes when the gradient is there already, also as bf16
-        back.ledger.peak = there.ledger.peak + stream + there.low
+        back.ledger.peak = there.ledger.peak + stream + (0.0 if case.exact else there.low)
         first = Walk(case, saves=False)
         first.ledger = Ledger(stream)
         first.forward()
@@ -357,7 +403,7 @@ def block_part(case: Case) -> Part:
     deferred, products = back.backward(), 0.0
     if case.waits:
         largest = case.model.width * max(case.rows, case.inner)
-        products = (LOW + FULL) * largest + (3 * there.whole if case.split else 0.0)
+        products = (FULL if case.exact else LOW + FULL) * largest + (3 * there.whole if case.split else 0.0)
     return Part(kept, forward, back.ledger.peak - kept, there.copies, deferred, products)
 
 
@@ -369,9 +415,7 @@ def cross_part(case: Case) -> Part:
     walk.norm()
     walk.column(case.queries, 1)
     walk.column(2 * case.queries, 1)  # keys and values, of the encoder's output
-    walk.save(walk.per_row * case.queries)
-    if case.recompute != "selective":
-        walk.save(walk.sums)
+    walk.core()
     walk.row(case.queries)
     kept = walk.ledger.held - walk.stream
     forward = walk.ledger.peak - kept

@@ -43,12 +43,13 @@ def attend(
         dropout: the share of weights that is dropped.
     """
     if not computed_in_full(q, k):
-        return _fused(q, k, v, mask, causal, dropout)
+        return fused(q, k, v, mask, causal, dropout)
     with torch.autocast("cpu", enabled=False):
-        return _fused(q.float(), k.float(), v.float(), mask, causal, dropout).to(q.dtype)
+        return fused(q.float(), k.float(), v.float(), mask, causal, dropout).to(q.dtype)
 
 
-def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dropout: float) -> Tensor:
+def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dropout: float) -> Tensor:
+    """The same by PyTorch's kernel. That of CPUs has no dropout: where it is asked for, scores are kept in memory."""
     grouped = q.shape[1] != k.shape[1]
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=causal, dropout_p=dropout, enable_gqa=grouped
