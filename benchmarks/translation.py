@@ -6,9 +6,9 @@
 
 Each rung is trained by its recipe in ``benchmarks/recipes/``, judged with five beams on the mean of its newest
 checkpoints, and its figures are kept at once in ``results/translation.json``, with the day; a run that was interrupted
-goes on, and its minutes are then those since. English and French are the lower-cased, tokenised
-text that published figures use, and BLEU is over that text's own tokens. German is the raw text, lower-cased here, and
-BLEU is over the tokens that sacreBLEU's 13a finds in lower-cased text.
+goes on, and its minutes are then those of all its steps, without evaluations. English and French are the lower-cased,
+tokenised text that published figures use, and BLEU is over that text's own tokens. German is the raw text, lower-cased
+here, and BLEU is over the tokens that sacreBLEU's 13a finds in lower-cased text.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     whole = not run.exists()
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.perf_counter()
-    common.gradatim(
+    trained = common.gradatim(
         "train", RECIPES / rung.recipe, *pairs_of(rung, options.data, text), "--run", run,
         f"--data.cache={options.runs / 'cache'}", *([] if whole else ["--resume"]),
     )  # fmt: skip
@@ -108,10 +108,18 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "sentences_per_second", "by_source_length",
     )  # fmt: skip
     return {
-        "name": name, "date": time.strftime("%Y-%m-%d"), "whole": whole, "wall": wall, "processor": processor,
+        "name": name, "date": time.strftime("%Y-%m-%d"), "whole": whole,
+        "wall": wall if whole else trained["seconds"], "processor": processor if whole else None,
         **{key: judged[key] for key in wanted}, "leaks": leaks(name, options),
         "greedy": greedy["bleu_tokenised"], "greedy_sentences_per_second": greedy["sentences_per_second"],
     }  # fmt: skip
+
+
+def minutes(row: dict[str, Any]) -> str:
+    """Of training, and of its processors; of the steps alone, where a run went on; of what came since, in old rows."""
+    if row["processor"] is None:
+        return f"{row['wall'] / 60:.0f} (steps alone)"
+    return f"{'' if row['whole'] else '> '}{row['wall'] / 60:.0f} ({row['processor'] / 60:.0f})"
 
 
 def report(rows: list[dict[str, Any]]) -> None:
@@ -121,7 +129,7 @@ def report(rows: list[dict[str, Any]]) -> None:
     table = [
         [
             f"{RUNGS[row['name']].source}→{RUNGS[row['name']].target}", RUNGS[row["name"]].title,
-            f"{'' if row['whole'] else '> '}{row['wall'] / 60:.0f} ({row['processor'] / 60:.0f})",
+            minutes(row),
             f"{row['bleu_tokenised']:.1f}",
             RUNGS[row["name"]].asked, f"{row['greedy']:.1f}", f"{row['bleu']:.1f}", f"{row['chrf']:.1f}",
             f"{row['sentences_per_second']:.0f} ({row['greedy_sentences_per_second']:.0f})",
