@@ -108,7 +108,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "sentences_per_second", "by_source_length",
     )  # fmt: skip
     return {
-        "name": name, "date": time.strftime("%Y-%m-%d"), "whole": whole,
+        "name": name, "date": time.strftime("%Y-%m-%d"), "machine": common.machine(), "whole": whole,
         "wall": wall if whole else trained["seconds"], "processor": processor if whole else None,
         **{key: judged[key] for key in wanted}, "leaks": leaks(name, options),
         "greedy": greedy["bleu_tokenised"], "greedy_sentences_per_second": greedy["sentences_per_second"],
@@ -133,14 +133,14 @@ def report(rows: list[dict[str, Any]]) -> None:
             f"{row['bleu_tokenised']:.1f}",
             RUNGS[row["name"]].asked, f"{row['greedy']:.1f}", f"{row['bleu']:.1f}", f"{row['chrf']:.1f}",
             f"{row['sentences_per_second']:.0f} ({row['greedy_sentences_per_second']:.0f})",
-            row["sentences"], "{}, {}".format(*row["leaks"]), row["date"],
+            row["sentences"], "{}, {}".format(*row["leaks"]), row["date"], row["machine"],
         ]
         for row in rows
     ]  # fmt: skip
     columns = [
         "pair", "rung", "training: minutes (of processors)", "tokenised BLEU, beam 5", "asked", "greedy",
         "sacreBLEU", "chrF", "sentences/s, beam 5 (greedy)",
-        "test pairs", "their sources, targets also in training", "measured",
+        "test pairs", "their sources, targets also in training", "measured", "on",
     ]  # fmt: skip
     parts = [common.table(columns, table), "## BLEU by words of the source"]
     spans = list(dict.fromkeys(part["words"] for row in rows for part in row["by_source_length"]))
