@@ -99,6 +99,15 @@ def test_bytes_that_are_no_text_read_as_they_would_whole(raw, cuts):
     assert "".join(map(stream.push, range(len(parts)))) + stream.end() == raw.decode("utf-8", "replace")
 
 
+def test_a_long_prompt_of_words_is_taken_up_in_no_time(monkeypatch):
+    """Words are decoded behind the last few, not behind the whole prompt."""
+    tokenizer = train_tokenizer(TokenizerConfig(kind="word"), ["a b c"])
+    counted = []
+    monkeypatch.setattr(tokenizer, "decode", lambda ids: (counted.append(len(ids)), " ".join("a" for _ in ids))[1])
+    stream = TextStream(tokenizer, [2] * 100_000)
+    assert stream.push(2) == " a" and sum(counted) <= 64
+
+
 @settings(deadline=None, max_examples=60)
 @given(data=st.data())
 @pytest.mark.parametrize("kind", list(TOKENIZERS))

@@ -15,7 +15,6 @@ from starlette.testclient import TestClient
 from gradatim.config.settings import GptConfig, NgramConfig, RecurrentConfig, TokenizerConfig, WindowConfig
 from gradatim.decode.generate import generate
 from gradatim.decode.sampling import Sampling
-from gradatim.decode.stream import TextStream
 from gradatim.errors import ConfigError, DataError
 from gradatim.evaluate.likelihood import log_probs
 from gradatim.models import build_model
@@ -261,15 +260,6 @@ def test_a_field_with_a_name_that_is_no_text_is_refused_like_another(serve):
     assert answer.status_code == 400 and answer.json()["error"]["param"] == r"\ud800"
     deep = '{"prompt":"a","x":' + "[" * 900 + "]" * 900 + "}"
     assert client.post(URL, content=deep, headers={"content-type": "application/json"}).status_code == 400
-
-
-def test_a_long_prompt_of_words_is_taken_up_in_no_time(monkeypatch):
-    """Words are decoded behind the last few, not behind the whole prompt."""
-    tokenizer = train_tokenizer(TokenizerConfig(kind="word"), ["a b c"])
-    counted = []
-    monkeypatch.setattr(tokenizer, "decode", lambda ids: (counted.append(len(ids)), " ".join("a" for _ in ids))[1])
-    stream = TextStream(tokenizer, [2] * 100_000)
-    assert stream.push(2) == " a" and sum(counted) <= 64
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,7 @@ class Tuned:
         table = metrics.confusion(truth, found, len(self.labels))
         scores = metrics.label_scores(table, self.labels)
         one = len(self.labels) == 2
-        met = np.asarray(table).sum(0) + np.asarray(table).sum(1) > 0  # in the rows or among the answers
+        met = table.sum(0) + table.sum(1) > 0  # in the rows or among the answers
         return {
             "accuracy": metrics.accuracy(table),
             "f1": scores[1].f1 if one else float(np.mean([score.f1 for score, there in zip(scores, met) if there])),

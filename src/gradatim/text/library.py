@@ -76,10 +76,8 @@ class LibraryTokenizer(Tokenizer):
                 )
             else:
                 self.bytes[number] = _spelt(piece)
-        opening = template_opening(facts)
-        for name in BEGINS if opening is None else ():
-            opening = engine.token_to_id(name) if opening is None else opening
-        self.opening = self.boundary if opening is None else opening
+        named = map(engine.token_to_id, BEGINS)
+        self.opening = next(n for n in (template_opening(facts), *named, self.boundary) if n is not None)
 
     def encode(self, text: str) -> list[int]:
         """Ids by the library's own engine."""
