@@ -10,6 +10,9 @@ sentences (bootstrap of each sentence's difference, seeds averaged).
     python benchmarks/fine_tuning.py --out runs/tuning                  # both; kept, and goes on where it stopped
     python benchmarks/fine_tuning.py --out runs/tuning --models bert --bert runs/reviews
 
+SST-2 is split as treebanks are (``do n't``, ``-lrb-``, two backquotes), the reviews are not (``don't``, ``(``, ``"``);
+so that words are those that pretraining met, both nets read the sentences as the reviews would have them.
+
 ``--bert`` and ``--gpt`` name pretrained runs that are there already, such as the one of ``bert_pretrain.py --run``.
 Eight of the 1,821 test sentences also stand in the reviews, without a label.
 """
@@ -20,6 +23,7 @@ import argparse
 import dataclasses
 import itertools
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -51,6 +55,27 @@ class Choice:
         return f"rate {self.rate:g}, {self.steps} steps, dropout {self.dropout:g}"
 
 
+NOT = {"ca": "can't", "wo": "won't", "sha": "shan't"}
+"""Verbs that lose letters before n't."""
+
+
+def as_written(sentence: str) -> str:
+    """A sentence of the treebank as the reviews would have it."""
+    sentence = re.sub(rf"\b({'|'.join(NOT)}) n't\b", lambda found: NOT[found[1]], sentence).replace(" n't", "n't")
+    for mark, sign in (("-lrb-", "("), ("-rrb-", ")"), ("``", '"'), ("''", '"')):
+        sentence = sentence.replace(mark, sign)
+    return sentence
+
+
+def write_tables(source: Path, folder: Path) -> None:
+    """SST-2 as it is read here."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for table in ("train.tsv", "dev.tsv", "test.tsv"):
+        rows = [line.split("\t", 1) for line in (source / table).read_text(encoding="utf-8").split("\n") if line.strip()]
+        written = "".join(f"{label}\t{as_written(sentence)}\n" for label, sentence in rows)
+        (folder / table).write_text(written, encoding="utf-8")
+
+
 def pretrained(kind: str, options: argparse.Namespace) -> Path:
     """The run to start from, trained (further) where need be."""
     given: Path | None = getattr(options, kind)
@@ -69,7 +94,7 @@ def settings(kind: str, start: Path, arm: str, choice: Choice, options: argparse
     model = {name: value for name, value in shape_of(start).items() if name != "kind"} | {"dropout": choice.dropout}
     told: list[object] = [f"{kind}-classify", f"--steps={choice.steps}", f"--optimizer.lr={choice.rate}"]
     told += [f"--optimizer.warmup={choice.steps // 10}", "--data.columns=label,text", "--evaluation.every=100"]
-    told += [f"--data.{split}={options.data / 'sst2' / name}.tsv" for split, name in
+    told += [f"--data.{split}={options.out / 'sst2' / name}.tsv" for split, name in
              (("train", "train"), ("valid", "dev"), ("test", "test"))]  # fmt: skip
     told += [f"--model.{name}={value}" for name, value in model.items()]
     told.append(f"--data.tokenizer.path={start / 'tokenizer.json'}")
@@ -97,7 +122,7 @@ class Experiment:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
-        options.out.mkdir(parents=True, exist_ok=True)
+        write_tables(options.data / "sst2", options.out / "sst2")
         self.kept = common.Kept(options.out / "measured.json")
 
     def run(self, kind: str, arm: str, start: Path, choice: Choice, seed: int) -> dict[str, Any]:
@@ -110,7 +135,7 @@ class Experiment:
         run = self.options.out / "-".join(map(str, parts))
         told = settings(kind, start, arm, choice, self.options)
         trained = common.gradatim("train", *told, f"--seed={seed}", "--run", run, "--resume")
-        sst2 = self.options.data / "sst2"
+        sst2 = self.options.out / "sst2"
         valid = common.gradatim("evaluate", run, "--text", sst2 / "dev.tsv")
         measured = {
             **facts, "valid": valid["accuracy"], "right": right_answers(run, sst2 / "test.tsv"),

@@ -98,6 +98,10 @@ def test_help_shows_recipes_and_every_field(capsys: pytest.CaptureFixture[str]) 
     assert "Peak learning rate. [0.0003]" in text
     assert "llama3-8b" in text
     assert "--override" not in text
+    assert main(["check", "lstm", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "Peak learning rate. [0.02]" in text
+    assert "--model.n_heads" not in text
 
 
 def test_files_that_are_not_here_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gradatim.config import load_config
 from gradatim.config.describe import (
     field_help,
     hints,
@@ -48,3 +49,10 @@ def test_help_lists_every_option_once_a_kind() -> None:
     listed = [flag.split()[0].removeprefix("--") for _, rows in sections() for flag, _ in rows]
     assert set(listed) == set(option_names())
     assert "model.order" in listed
+
+
+def test_help_of_a_recipe_has_its_values() -> None:
+    rows = dict(row for _, rows in sections(load_config("lstm")) for row in rows)
+    assert rows["--model.n_layers N"].endswith(f"[{load_config('lstm').model.n_layers}]")  # type: ignore[union-attr]
+    assert rows["--optimizer.lr X"].endswith("[0.02]")
+    assert not any(flag.startswith("--model.n_heads") for flag in rows)

@@ -48,6 +48,10 @@ OVERRIDE = "--override"
 """The hidden option that ``Verb`` rewrites ``--model.order 5`` to: ``--override model.order=5``."""
 
 
+GIVEN = "gradatim.given"
+"""Where a context keeps the arguments of its verb, for ``--help``, which is read before they are."""
+
+
 # --------------------------------------------------------------------------- options
 
 
@@ -75,6 +79,7 @@ class Verb(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Rewrite overrides, then let click parse the rest."""
+        ctx.meta[GIVEN] = list(args)
         return super().parse_args(ctx, self._rewrite(ctx, args))
 
     def _rewrite(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -140,14 +145,17 @@ class Verb(click.Command):
         )
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options and, where overrides are taken, every config field."""
+        """Write the options and, where overrides are taken, every config field; of a recipe named before, its values."""
         super().format_options(ctx, formatter)
         if self.takes_overrides:
-            from gradatim.config import recipe_names, recipe_summary
+            from gradatim.config import load, recipe_names, recipe_summary
             from gradatim.config.describe import sections
 
             recipes = [(name, recipe_summary(name)) for name in recipe_names()]
-            for title, rows in [("Recipes", recipes), *sections()]:
+            named = next((argument for argument in ctx.meta.get(GIVEN, ()) if argument in dict(recipes)), None)
+            config = None if named is None else load(named, to_train=False).config
+            shown = recipes if named is None else [(named, dict(recipes)[named])]
+            for title, rows in [("Recipes" if named is None else "Recipe", shown), *sections(config)]:
                 with formatter.section(title):
                     formatter.write_dl(rows)
 

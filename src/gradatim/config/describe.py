@@ -30,7 +30,7 @@ class Setting:
     allowed: str
     """What it may be, in words."""
     default: str
-    """Its default as YAML shows it."""
+    """Its default, or what a recipe has in its place, as YAML shows it."""
     sentence: str
     """The sentence under the field."""
     metavar: str
@@ -104,16 +104,19 @@ def scalar_text(value: object) -> str:
     return str(value)
 
 
-def settings(cls: type = RunConfig, prefix: str = "") -> Iterator[Setting]:
-    """All leaves under a dataclass, depth first; a section that comes in kinds is left to ``variants``."""
-    default = cls()
+def settings(cls: type = RunConfig, prefix: str = "", values: Any = None) -> Iterator[Setting]:
+    """All leaves under a dataclass, depth first; a section that comes in kinds is left to ``variants``.
+
+    ``values``, an instance, has what stands in the place of the defaults.
+    """
+    default = cls() if values is None else values
     for name, hint in hints(cls).items():
         value = getattr(default, name)
         if variants(hint):
             continue
         if dataclasses.is_dataclass(hint):
             assert isinstance(hint, type)
-            yield from settings(hint, f"{prefix}{name}.")
+            yield from settings(hint, f"{prefix}{name}.", value)
         else:
             yield Setting(
                 path=prefix + name,
@@ -145,17 +148,22 @@ def option_names() -> tuple[str, ...]:
     return (*(s.path for s in settings()), *models)
 
 
-def sections() -> list[tuple[str, list[tuple[str, str]]]]:
-    """All fields as ``--help`` lists them: title, then (flag, sentence with default) per field."""
+def sections(config: RunConfig | None = None) -> list[tuple[str, list[tuple[str, str]]]]:
+    """All fields as ``--help`` lists them: title, then (flag, sentence with default) per field.
+
+    Of a recipe's config, its own values instead, and the fields of its kind of model alone.
+    """
     grouped: dict[str, list[Setting]] = {}
-    for setting in settings():
+    for setting in settings(values=config):
         head, dot, _ = setting.path.partition(".")
         grouped.setdefault(f"Config: {head}" if dot else "Config", []).append(setting)
     kinds: dict[type, list[str]] = {}
     for kind, cls in variants(hints(RunConfig)["model"]).items():
         kinds.setdefault(cls, []).append(kind)
     for cls, names in kinds.items():
-        grouped[f"Config: model of kind {', '.join(names)}"] = list(settings(cls, "model."))
+        model = None if config is None else config.model
+        if model is None or type(model) is cls:
+            grouped[f"Config: model of kind {', '.join(names)}"] = list(settings(cls, "model.", model))
     return [(title, [_row(setting) for setting in rows]) for title, rows in grouped.items()]
 
 
