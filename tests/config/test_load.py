@@ -88,6 +88,15 @@ def test_overrides_reach_every_depth_and_spelling() -> None:
     assert config.optimizer.lr == load_config("gpt.yaml").optimizer.lr  # its neighbours stay
 
 
+def test_overrides_from_python_may_be_values() -> None:
+    given = {"steps": 7, "optimizer.clip": None, "compile": True, "data.train": ["a.txt", Path("b.txt")],
+             "optimizer.betas": (0.8, 0.9)}  # fmt: skip
+    config = load_config("gpt.yaml", given)
+    assert (config.steps, config.optimizer.clip, config.compile) == (7, None, True)
+    assert config.data.train == ("a.txt", "b.txt")
+    assert config.optimizer.betas == (0.8, 0.9)
+
+
 def test_an_override_of_the_recipes_own_kind_is_applied() -> None:
     model = load_config("bigram", {"model.order": "5"}).model
     assert isinstance(model, NgramConfig)

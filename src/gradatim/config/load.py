@@ -19,7 +19,7 @@ import yaml
 
 from gradatim.config import rules
 from gradatim.config.decode import Decoder, nearest
-from gradatim.config.describe import hints, variants
+from gradatim.config.describe import hints, scalar_text, variants
 from gradatim.config.idle import idle
 from gradatim.config.settings import RunConfig
 from gradatim.config.tree import LARGEST, Entry, merge, read_tree
@@ -48,9 +48,9 @@ class Loaded:
 
 
 def load_config(
-    recipe: str | Path, overrides: Mapping[str, str] | None = None, *, to_train: bool = True, any_layout: bool = False
+    recipe: str | Path, overrides: Mapping[str, object] | None = None, *, to_train: bool = True, any_layout: bool = False
 ) -> RunConfig:
-    """The config of a packaged recipe or YAML file with overrides (dotted name → text).
+    """The config of a packaged recipe or YAML file with overrides (dotted name → text or value).
 
     Without ``to_train`` it may lack text: that of a run which is only to be asked. With ``any_layout`` its layout does
     not matter, and may be ``auto``.
@@ -68,14 +68,14 @@ def load_config(
     return loaded.config
 
 
-def check_config(recipe: str | Path, overrides: Mapping[str, str] | None = None) -> list[Problem]:
+def check_config(recipe: str | Path, overrides: Mapping[str, object] | None = None) -> list[Problem]:
     """Everything wrong with a recipe and its overrides; an empty list when it can be trained."""
     return list(load(recipe, overrides).problems)
 
 
 def load(
     recipe: str | Path,
-    overrides: Mapping[str, str] | None = None,
+    overrides: Mapping[str, object] | None = None,
     *,
     to_train: bool = True,
     source_model: Callable[[str], Mapping[str, str]] | None = None,
@@ -84,7 +84,10 @@ def load(
 
     ``source_model`` tells, of what ``init_from`` names, the fields of the model; they stand where the recipe has none.
     """
-    given = {name.removeprefix("--").replace("-", "_"): text for name, text in (overrides or {}).items()}
+    given = {
+        name.removeprefix("--").replace("-", "_"): scalar_text(tuple(value) if isinstance(value, list) else value)
+        for name, value in (overrides or {}).items()
+    }
     found: list[Problem] = []
     try:
         tree = read_tree(*_read(str(recipe)), found)
