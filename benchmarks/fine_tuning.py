@@ -71,7 +71,8 @@ def write_tables(source: Path, folder: Path) -> None:
     """SST-2 as it is read here."""
     folder.mkdir(parents=True, exist_ok=True)
     for table in ("train.tsv", "dev.tsv", "test.tsv"):
-        rows = [line.split("\t", 1) for line in (source / table).read_text(encoding="utf-8").split("\n") if line.strip()]
+        lines = (source / table).read_text(encoding="utf-8").split("\n")
+        rows = [line.split("\t", 1) for line in lines if line.strip()]
         written = "".join(f"{label}\t{as_written(sentence)}\n" for label, sentence in rows)
         (folder / table).write_text(written, encoding="utf-8")
 
@@ -177,7 +178,7 @@ def main() -> None:
     parser.add_argument("--gpt", type=Path, help="a pretrained run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--rates", type=float, nargs="+", default=[3e-4, 1e-3])
-    parser.add_argument("--steps", type=int, nargs="+", default=[650], help="of 32 sentences: epochs times 216")
+    parser.add_argument("--steps", type=int, nargs="+", default=[650, 1300], help="of 32 sentences: epochs times 216")
     parser.add_argument("--dropouts", type=float, nargs="+", default=[0.1, 0.3])
     parser.add_argument("--pretraining-steps", type=int, help="fewer than the recipes'")
     options = parser.parse_args()

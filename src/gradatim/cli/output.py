@@ -145,7 +145,7 @@ class Verb(click.Command):
         )
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options and, where overrides are taken, every config field; of a recipe named before, its values."""
+        """Write the options and, where overrides are taken, every config field; with a recipe, its values."""
         super().format_options(ctx, formatter)
         if self.takes_overrides:
             from gradatim.config import load, recipe_names, recipe_summary

@@ -48,7 +48,11 @@ class Loaded:
 
 
 def load_config(
-    recipe: str | Path, overrides: Mapping[str, object] | None = None, *, to_train: bool = True, any_layout: bool = False
+    recipe: str | Path,
+    overrides: Mapping[str, object] | None = None,
+    *,
+    to_train: bool = True,
+    any_layout: bool = False,
 ) -> RunConfig:
     """The config of a packaged recipe or YAML file with overrides (dotted name → text or value).
 
