@@ -98,10 +98,21 @@ def test_help_shows_recipes_and_every_field(capsys: pytest.CaptureFixture[str]) 
     assert "Peak learning rate. [0.0003]" in text
     assert "llama3-8b" in text
     assert "--override" not in text
+    assert main(["check", "nowhere", "--help"]) == 0
+    assert capsys.readouterr().out == text
+
+
+def test_help_of_a_recipe_shows_its_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "lstm", "--help"]) == 0
     text = capsys.readouterr().out
     assert "Peak learning rate. [0.02]" in text
     assert "--model.n_heads" not in text
+    assert main(["train", "--run", "gpt", "lstm", "--help"]) == 0  # a directory may be called like a recipe
+    assert "Peak learning rate. [0.02]" in capsys.readouterr().out
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("model: {kind: lstm}\noptimizer: {lr: 0.007}\n")
+    assert main(["check", str(recipe), "--help"]) == 0
+    assert "Peak learning rate. [0.007]" in capsys.readouterr().out
 
 
 def test_files_that_are_not_here_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,10 +37,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from gradatim.errors import ConfigError, Problem
+from gradatim.errors import ConfigError, GradatimError, Problem
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from gradatim.config.settings import RunConfig
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -49,7 +51,7 @@ OVERRIDE = "--override"
 
 
 GIVEN = "gradatim.given"
-"""Where a context keeps the arguments of its verb, for ``--help``, which is read before they are."""
+"""Where a context keeps the arguments of its verb, rewritten, for ``--help``, which is read before they are."""
 
 
 # --------------------------------------------------------------------------- options
@@ -79,8 +81,8 @@ class Verb(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Rewrite overrides, then let click parse the rest."""
-        ctx.meta[GIVEN] = list(args)
-        return super().parse_args(ctx, self._rewrite(ctx, args))
+        ctx.meta[GIVEN] = self._rewrite(ctx, args)
+        return super().parse_args(ctx, list(ctx.meta[GIVEN]))
 
     def _rewrite(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Turn ``--model.order 5`` into ``--override model.order=5``; spell own flags with dashes."""
@@ -148,16 +150,29 @@ class Verb(click.Command):
         """Write the options and, where overrides are taken, every config field; with a recipe, its values."""
         super().format_options(ctx, formatter)
         if self.takes_overrides:
-            from gradatim.config import load, recipe_names, recipe_summary
+            from gradatim.config import recipe_names, recipe_summary
             from gradatim.config.describe import sections
 
-            recipes = [(name, recipe_summary(name)) for name in recipe_names()]
-            named = next((argument for argument in ctx.meta.get(GIVEN, ()) if argument in dict(recipes)), None)
-            config = None if named is None else load(named, to_train=False).config
-            shown = recipes if named is None else [(named, dict(recipes)[named])]
-            for title, rows in [("Recipes" if named is None else "Recipe", shown), *sections(config)]:
+            recipes = {name: recipe_summary(name) for name in recipe_names()}
+            named, config = self._recipe(ctx)
+            shown = recipes if config is None else {named: recipes.get(named, "the file's values")}
+            for title, rows in [("Recipes" if config is None else "Recipe", [*shown.items()]), *sections(config)]:
                 with formatter.section(title):
                     formatter.write_dl(rows)
+
+    def _recipe(self, ctx: click.Context) -> tuple[str, RunConfig | None]:
+        """The recipe that stands beside ``--help``, and what it says; None without one that can be read."""
+        from gradatim.config import load
+
+        values, _, _ = self.make_parser(ctx).parse_args(list(ctx.meta.get(GIVEN, ())))
+        named = values.get("recipe")
+        if not isinstance(named, str):
+            return "", None
+        try:
+            loaded = load(named, to_train=False)
+        except GradatimError:
+            return named, None
+        return named, None if loaded.problems else loaded.config
 
 
 def is_override(flag: str) -> bool:
