@@ -4,7 +4,7 @@ Blanks: nats per blank beside the entropy of the words there by their frequency.
 says that B follows A where the cosine of their word vectors is above a threshold (inverse document frequencies of the
 training documents; the threshold that is best on the validation pairs). Both judge the same pairs of test documents.
 
-    python benchmarks/bert_pretrain.py                          # 43 minutes on two cores with AVX-512
+    python benchmarks/bert_pretrain.py                          # 40 minutes on two cores with AVX-512
     python benchmarks/bert_pretrain.py --run runs/reviews       # in pieces: the run is kept, and goes on
     python benchmarks/bert_pretrain.py --set precision=fp32 layout.dp=2    # on a CPU that is slow in bf16
 
