@@ -25,6 +25,7 @@ ANSWER: dict[str, Any] = {
         "forward": [1e-4, 1e-9, 2e-9], "backward": [2e-4, 2e-9, 3e-9],
         "core_forward": [1e-5, 1e-10, 1e-11], "core_backward": [2e-5, 2e-10, 2e-11],
         "embedding": [1e-5, 1e-9, 1e-9], "head": [1e-5, 2e-9], "accumulate": 1e-9, "update": [1e-4, 4e-9],
+        "waiting": [1e-5, 0.1],
         **dict.fromkeys(("sum", "gather", "scatter", "send", "reduce", "reduce_scatter", "all_gather"), CURVE),
     },
 }  # fmt: skip

@@ -188,6 +188,8 @@ class Measured:
     """the whole from its parts,"""
     scatter: Curve = ()
     """a part of the sum; bytes are the whole tensor's."""
+    waiting: tuple[float, float] = (0.0, 0.0)
+    """What ranks that share a block wait for one another: per message, per second of computing."""
     send: Curve = ()
     """From one stage to another."""
     reduce: Curve = ()

@@ -8,6 +8,7 @@ messages of several sizes as training runs them, and fits each with the two or t
     block       its products, its attention, and a + b · (elements of hidden states) + c · (elements inside layers)
     attention   a + scores · (b + c · width of a head)
     message     straight lines between the sizes measured
+    waiting     of ranks that share a block, at its messages: a · messages + b · seconds of computing
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from gradatim.plan.work import Product, backward_of, block_work, cross_work
 
 ELEMENT = 4
 """Bytes of a number: calibrated machines compute in fp32."""
+MEETINGS = ((2, 2), (4, 6))
+"""Messages of a block that is shared by tensor parallelism, forward and backward: without SP and with it."""
 
 
 def product_seconds(cluster: Cluster, product: Product) -> float:
@@ -49,6 +52,11 @@ def message_seconds(cluster: Cluster, name: str, size: float, ranks: int) -> flo
     seconds = curve_seconds(getattr(cluster.measured, name), size)
     measured = max(2, cluster.measured.processes)
     return seconds * ((ranks - 1) / ranks) / ((measured - 1) / measured)
+
+
+def waiting_seconds(cluster: Cluster, messages: int, computing: float, ranks: int) -> float:
+    """How long ranks wait for one another at so many messages, between which they compute so long."""
+    return of((0.0, *cluster.measured.waiting), messages, computing) if ranks > 1 and messages else 0.0
 
 
 def busy(cluster: Cluster, devices: int) -> float:
@@ -85,6 +93,8 @@ def block_times(
         said = [2 * gather + 2 * scatter, 4 * gather + 2 * scatter]
     else:
         said = [2 * message_seconds(cluster, "sum", size, tp)] * 2
+    messages = MEETINGS[sequence_parallel]
+    said = [said[i] + waiting_seconds(cluster, messages[i], (forward, backward)[i], tp) for i in range(2)]
     repeated = said[0] if recompute == "full" else 0.0
     return Times(Seconds(forward, said[0]), Seconds(backward + again, said[1] + repeated))
 
@@ -102,10 +112,11 @@ def cross_times(cluster: Cluster, model: EncoderDecoder, *, sequences: int, tp: 
         sum(product_seconds(cluster, p) for p in side.products) + core[i] + besides[i]
         for i, side in enumerate((work.forward, work.backward))
     )
-    summed = message_seconds(cluster, "sum", ELEMENT * hidden, tp)
+    sums = [(1 + i) * message_seconds(cluster, "sum", ELEMENT * hidden, tp) for i in range(2)]
+    sums = [sums[i] + waiting_seconds(cluster, 1 + i, (forward, backward)[i], tp) for i in range(2)]
     again = {"none": 0.0, "selective": core[0], "full": forward}[recompute]
-    repeated = summed if recompute == "full" else 0.0
-    return Times(Seconds(forward, summed), Seconds(backward + again, 2 * summed + repeated))
+    repeated = sums[0] if recompute == "full" else 0.0
+    return Times(Seconds(forward, sums[0]), Seconds(backward + again, sums[1] + repeated))
 
 
 def part_times(
@@ -124,12 +135,14 @@ def embedding_times(
     hidden = sequences * model.context * model.width
     always, each, table = cluster.measured.embedding
     size = ELEMENT * hidden
-    forward = Seconds(
-        always / 2 + each * hidden / 2, message_seconds(cluster, "scatter" if sequence_parallel else "sum", size, tp)
-    )
-    written = table * model.vocabulary * model.width / tp
+    looking = always / 2 + each * hidden / 2
+    summed = message_seconds(cluster, "scatter" if sequence_parallel else "sum", size, tp)
+    writing = looking + table * model.vocabulary * model.width / tp
     gathered = message_seconds(cluster, "gather", size, tp) if sequence_parallel else 0.0
-    return Times(forward, Seconds(always / 2 + each * hidden / 2 + written, gathered))
+    return Times(
+        Seconds(looking, summed + waiting_seconds(cluster, 1, looking, tp)),
+        Seconds(writing, gathered + waiting_seconds(cluster, int(sequence_parallel), writing, tp)),
+    )
 
 
 def head_times(cluster: Cluster, model: Architecture, *, sequences: int, tp: int, sequence_parallel: bool) -> Times:
@@ -141,7 +154,9 @@ def head_times(cluster: Cluster, model: Architecture, *, sequences: int, tp: int
     compute += of(cluster.measured.head, read * words)
     size = ELEMENT * tokens * model.width
     entering = message_seconds(cluster, "gather", size, tp) if sequence_parallel else 0.0
+    entering += waiting_seconds(cluster, int(sequence_parallel), 0.0, tp)
     leaving = message_seconds(cluster, "scatter" if sequence_parallel else "sum", size, tp)
+    leaving += waiting_seconds(cluster, 1, compute, tp)
     return Times(Seconds(compute, entering), Seconds(0.0, leaving))
 
 
