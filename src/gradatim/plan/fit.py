@@ -14,7 +14,7 @@ import numpy as np
 
 from gradatim.config.settings import GptConfig
 from gradatim.plan.architecture import Architecture
-from gradatim.plan.measured import MEETINGS, block_times, cluster_of
+from gradatim.plan.measured import MESSAGES, block_times, cluster_of
 
 LAYERS = 2
 """Blocks in a row, so that each finds caches as another block left them."""
@@ -113,7 +113,8 @@ def fit_waiting(answer: dict[str, Any], found: dict[Any, float], tp: int) -> lis
             cluster, model, sequences=sequences, tp=tp, sequence_parallel=sequence_parallel, recompute="none"
         )
         part = times.forward if kind == "F" else times.backward
-        rows.append([float(MEETINGS[sequence_parallel][kind == "B"]), part.compute])
+        messages = sum(both[kind == "B"] for both in MESSAGES[sequence_parallel].values())
+        rows.append([float(messages), part.compute])
         known.append(part.total)
         took.append(seconds / LAYERS)
     return nonnegative(rows, took, known) if rows else [0.0, 0.0]

@@ -23,8 +23,8 @@ from gradatim.plan.work import Product, backward_of, block_work, cross_work
 
 ELEMENT = 4
 """Bytes of a number: calibrated machines compute in fp32."""
-MEETINGS = ((2, 2), (4, 6))
-"""Messages of a block that is shared by tensor parallelism, forward and backward: without SP and with it."""
+MESSAGES = ({"sum": (2, 2)}, {"gather": (2, 4), "scatter": (2, 2)})
+"""How many of each a block shared by tensor parallelism sends, forward and backward: without SP and with it."""
 
 
 def product_seconds(cluster: Cluster, product: Product) -> float:
@@ -88,13 +88,11 @@ def block_times(
     backward += core[1] + of(measured.backward, hidden, inside)
     size = ELEMENT * tokens * model.width
     again = {"none": 0.0, "selective": core[0], "full": forward}[recompute]
-    if sequence_parallel:
-        gather, scatter = (message_seconds(cluster, name, size, tp) for name in ("gather", "scatter"))
-        said = [2 * gather + 2 * scatter, 4 * gather + 2 * scatter]
-    else:
-        said = [2 * message_seconds(cluster, "sum", size, tp)] * 2
-    messages = MEETINGS[sequence_parallel]
-    said = [said[i] + waiting_seconds(cluster, messages[i], (forward, backward)[i], tp) for i in range(2)]
+    said = []
+    for i, computing in enumerate((forward, backward)):
+        counts = {name: both[i] for name, both in MESSAGES[sequence_parallel].items()}
+        sending = sum(count * message_seconds(cluster, name, size, tp) for name, count in counts.items())
+        said.append(sending + waiting_seconds(cluster, sum(counts.values()), computing, tp))
     repeated = said[0] if recompute == "full" else 0.0
     return Times(Seconds(forward, said[0]), Seconds(backward + again, said[1] + repeated))
 
