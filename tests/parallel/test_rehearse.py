@@ -192,8 +192,8 @@ REAL: list[Overrides] = [
 
 
 STEPS = 5
-"""At most, until no message is held longer than its caller holds it: gloo's threads let go of one when they are scheduled,
-perhaps a moment later, which can only add to what is held."""
+"""At most, until no message is held longer than its caller holds it: gloo's threads let go of one when they are
+scheduled, perhaps a moment later, which can only add to what is held."""
 REST = pytest.mark.layouts
 """``make test`` takes some of these cases, ``make test-layouts`` all."""
 
