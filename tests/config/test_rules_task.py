@@ -14,8 +14,7 @@ from gradatim.config.tuned import TunedConfig, is_frozen, model_of, share_of_rat
 
 @pytest.mark.parametrize(("recipe", "overrides", "field", "said"), [
     ("bert-classify", {"model.kind": "lstm"}, "--model.kind", "only Transformers"),
-    ("gpt-classify", {"task.kind": "none"}, "--task.kind", "the next-token loss stands beside a task's"),
-    ("bert-classify", {"task.lm_weight": "0.5"}, "--task.lm_weight", "a BERT sees the next token"),
+    ("gpt-classify", {"task.kind": "none"}, "--task.kind", "the words' loss stands beside a task's"),
     ("bert-classify", {"task.kind": "span"}, "--task.kind", "sought in a second text"),
     ("bert-classify", {"task.kind": "tag", "task.text_b": "b"}, "--task.text_b", "in one text"),
     ("bert-classify", {"task.kind": "choice", "task.text_b": "b"}, "--task.text_b", "second texts are the choices"),

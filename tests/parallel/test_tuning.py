@@ -47,7 +47,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 FAST = {
     "gpt classify lm dp2", "gpt classify lm pp2", "llama classify lm tp2", "bert classify tp2", "bert tag sp2",
     "gpt span sp2", "bert choice pp2", "gpt choice lm zero-bubble", "bert by layer zero1", "llama gently dp2",
-    "bert gently tp2",
+    "bert gently tp2", "bert classify lm all", "bert choice lm pp2",
 }  # fmt: skip
 
 
@@ -62,7 +62,7 @@ def cases() -> list[Any]:
     for model in MODELS:
         for task, fields in TASKS.items():
             for name, layout in LAYOUTS.items():
-                if ("lm_weight" in fields and model == "bert") or ("frozen_layers" in fields and "pp" in layout):
+                if "frozen_layers" in fields and "pp" in layout:
                     continue
                 case = f"{model} {task} {name}"
                 marks = () if case in FAST else pytest.mark.layouts

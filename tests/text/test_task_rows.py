@@ -77,6 +77,31 @@ def test_rows_of_gpt_with_a_delimiter_and_next_tokens() -> None:
     assert judged.collate([0]).targets.shape == (1, 0)
 
 
+@pytest.mark.parametrize("kind", ["classify", "choice"])
+def test_rows_of_bert_with_blanks(kind: str) -> None:
+    """The words belong where they were taken from; another epoch has other blanks; judged rows have none."""
+    own = tokenizer("bert")
+    examples = [Encoded((np.arange(10, 22), *[ids(40, 41)] * (kind == "choice")), n % 2) for n in range(8)]
+    settings = config("bert", 32, kind=kind, lm_weight=0.5)
+    rows, whole = (TaskRows(examples, own, settings, training) for training in (True, False))
+    drawn: list[dict[int, Any]] = [{}, {}]
+    for step in range(8):  # of two rows each: two epochs
+        batch = rows.batch(step)
+        numbers = rows.draw(step)[0].tolist()
+        assert batch.positions is not None
+        there = whole.collate(numbers)
+        assert there.positions is None and there.targets.shape[-1] == 0
+        known = batch.targets != IGNORE
+        assert known.sum(-1).flatten().tolist() == [round(0.15 * (18 if kind == "choice" else 14))] * 2
+        assert torch.equal(there.ids.gather(-1, batch.positions)[known], batch.targets[known])
+        changed = (batch.ids != there.ids).nonzero()[:, -1].tolist()
+        assert set(changed) <= set(batch.positions[known].tolist())
+        assert torch.equal(rows.batch(step, slice(1, 2)).ids, batch.ids[1:])
+        drawn[step // 4] |= dict(zip(numbers, batch.positions.tolist(), strict=True))
+    assert drawn[0].keys() == drawn[1].keys() and drawn[0] != drawn[1]
+    assert len({str(positions) for positions in drawn[0].values()}) > 1
+
+
 def test_long_texts_are_cut_and_counted() -> None:
     own = tokenizer("gpt")
     rows = TaskRows(

@@ -24,7 +24,7 @@ def feed_forward_width(config: GptConfig | BertConfig | TransformerConfig) -> in
 def loss_unit(config: RunConfig) -> str:
     """What a run's loss is counted in."""
     if config.task.lm_weight > 0:
-        return "nats per row, and of next tokens"
+        return "nats per row, and " + ("per blank" if isinstance(config.model, BertConfig) else "of next tokens")
     if config.task.kind == "none" and isinstance(config.model, BertConfig):
         return "nats per blank" + (", and per pair" if config.model.pairs != "none" else "")
     units = {"none": "nats per token", "tag": "nats per word", "regress": "squared error"}

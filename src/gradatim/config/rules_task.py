@@ -29,7 +29,7 @@ def task(config: RunConfig, rules: Rules) -> None:
         attempt="--model.kind bert",
     )
     _gently(config, tuned, rules)
-    _next_tokens(config, rules)
+    _words(config, rules)
     if config.task.kind != "none":
         rules.require(
             config.context >= SHORTEST_ROW or isinstance(config.model, BertConfig),
@@ -70,14 +70,14 @@ def _gently(config: RunConfig, tuned: bool, rules: Rules) -> None:
         )
 
 
-def _next_tokens(config: RunConfig, rules: Rules) -> None:
+def _words(config: RunConfig, rules: Rules) -> None:
     """The auxiliary loss."""
     own = config.task
     rules.require(
-        own.lm_weight == 0 or (isinstance(config.model, GptConfig) and own.kind != "none"),
-        "task.lm_weight task.kind model.kind",
-        "the next-token loss stands beside a task's, and a BERT sees the next token",
-        allowed="0, or a task with model.kind gpt",
+        own.lm_weight == 0 or own.kind != "none",
+        "task.lm_weight task.kind",
+        "the words' loss stands beside a task's, and there is none",
+        allowed="0, or a task",
         attempt="--task.lm_weight 0",
     )
 

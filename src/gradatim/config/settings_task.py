@@ -25,7 +25,7 @@ class TaskConfig:
     delimiter: str | None = None
     """gpt: text that stands between two texts; null means the boundary token."""
     lm_weight: float = 0.0
-    """gpt: weight of the next-token loss beside the task's (the lambda of GPT-1)."""
+    """gpt and bert: weight of the words' loss beside the task's: next tokens (the lambda of GPT-1), or blanks."""
     layer_decay: float = 1.0
     """gpt and bert: a layer learns at this share of the rate of the one above it; the embeddings come last."""
     frozen_layers: int = 0

@@ -20,7 +20,7 @@ class TunedConfig:
     outputs: int
     """Numbers that the head gives: labels, 1 for a number or a choice's score, 2 for the ends of a span."""
     lm: bool = False
-    """Whether the output matrix stays, for the auxiliary loss."""
+    """Whether the output matrix stays (with what a BERT has before it), for the auxiliary loss."""
 
 
 AnyModelConfig = ModelConfig | TunedConfig

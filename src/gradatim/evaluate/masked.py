@@ -50,7 +50,7 @@ def evaluate_masked(model: BERT, rows: MaskedRows, most: int | None = None) -> M
         assert batch.positions is not None
         mask = padding_mask(batch.lengths, batch.ids.shape[1])
         hidden = model.head.whole(model.run(model.enter(batch.ids, batch.segments), mask))
-        log_probs = model.head.output.log_probs(model.head.at(hidden, batch.positions))
+        log_probs = model.head.output.log_probs(model.head.words_at(hidden, batch.positions))
         known = batch.targets != IGNORE
         wanted = batch.targets[known]
         nats -= float(log_probs[known].gather(1, wanted[:, None]).double().sum())

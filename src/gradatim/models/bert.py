@@ -137,7 +137,7 @@ class BERT(NeuralModel):
         self, hidden: Float[Tensor, "b t d"], positions: Int[Tensor, "b p"], targets: Int[Tensor, "b p"]
     ) -> Float[Tensor, ""]:
         """Sum of -log p(word) in nats at some positions of whole rows; targets of -100 are left out."""
-        return self.head.output.nll(self.head.at(hidden, positions), targets)
+        return self.head.output.nll(self.head.words_at(hidden, positions), targets)
 
     def pair_nll(self, hidden: Float[Tensor, "b t d"], labels: Int[Tensor, " b"]) -> Float[Tensor, ""]:
         """Sum of -log p(label) in nats of whole rows; labels of -100 are left out."""

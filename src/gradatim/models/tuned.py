@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from gradatim.config.settings import BertConfig
 from gradatim.config.tuned import TunedConfig
 from gradatim.models.bert import BERT
@@ -14,9 +16,13 @@ def tuned(config: TunedConfig, vocab_size: int, context: int) -> GPT | BERT:
     """The model, its weights not drawn yet."""
     body = config.body
     whole = BERT(body, vocab_size, context) if isinstance(body, BertConfig) else GPT(body, vocab_size, context)
-    whole.head = TaskHead(  # type: ignore[assignment]  # with this head a GPT is asked for no word, a BERT for no blank
-        body.d_model, config.outputs, of_rows=config.task in OF_ROWS,
-        norm=None if isinstance(body, BertConfig) else whole.head.norm, pooler=has_pooler(config),
-        bias=has_bias(config), dropout=body.dropout, output=whole.head.output if config.lm else None,
+    kept: dict[str, Any] = {}
+    if isinstance(whole, GPT):
+        kept = {"norm": whole.head.norm, "output": whole.head.output if config.lm else None}
+    elif config.lm:
+        kept = {"words": whole.head}
+    whole.head = TaskHead(  # type: ignore[assignment]  # what asks a model for words asks its own head
+        body.d_model, config.outputs, of_rows=config.task in OF_ROWS, pooler=has_pooler(config), bias=has_bias(config),
+        dropout=body.dropout, **kept,
     )  # fmt: skip
     return whole

@@ -1,9 +1,10 @@
-"""Fine-tuning: what is to be said of rows, and next tokens besides where asked for.
+"""Fine-tuning: what is to be said of rows, and words besides where asked for.
 
     classify, choice   -log softmax(scores)[label]                      regress   (score - label)²
     tag                -log softmax(scores_i)[label_i], words i         span      (-log p(begin) - log p(end)) / 2
 
-The loss is the mean over rows (tag: words), plus λ times the mean nats of next tokens (Radford et al. 2018, eq. 5).
+The loss is the mean over rows (tag: words), plus λ times the mean nats of words: of next tokens (Radford et al. 2018,
+eq. 5), or, with a BERT, of those at blanks, which the task then has to do without.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Tuning(Objective):
         self.names = ("task", "lm") if task.lm_weight > 0 else ("task",)
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """Rows, or words, with a label; next tokens."""
+        """Rows, or words, with a label; next tokens, or blanks."""
         assert batch.labels is not None
         known = batch.labels != IGNORE
         many = known[:, 0] if self.task.kind == "span" else known
@@ -78,17 +79,21 @@ class Tuning(Objective):
         return found
 
     def sums(self, model: Tuned, hidden: Float[Tensor, "b t d"], batch: Batch) -> dict[str, Tensor]:
-        """Nats, or squares, of the task; nats of next tokens, weighed."""
+        """Nats, or squares, of the task; nats of next tokens or at blanks, weighed."""
         assert batch.labels is not None
         sums = {"task": self._task(self.scores(model, hidden, batch), batch.labels)}
         if "lm" in self.names:
-            head = head_of(model)
-            targets = batch.targets.flatten(0, -2)
-            if targets.shape[-1] == 0:  # rows that are judged, not learned from
-                sums["lm"] = sums["task"].new_zeros(())
-            else:
-                sums["lm"] = self.task.lm_weight * head.next_token_nll(head.whole(hidden), targets)
+            sums["lm"] = self.task.lm_weight * self._words(head_of(model), hidden, batch)
         return sums
+
+    def _words(self, head: TaskHead, hidden: Tensor, batch: Batch) -> Tensor:
+        """Nats of next tokens, or at blanks."""
+        targets = batch.targets.flatten(0, -2)
+        if targets.shape[-1] == 0:  # rows that are judged, not learned from
+            return at_least_fp32(hidden).new_zeros(())
+        if batch.positions is None:
+            return head.next_token_nll(head.whole(hidden), targets)
+        return head.masked_nll(head.whole(hidden), batch.positions.flatten(0, -2), targets)
 
     def _task(self, scores: Tensor, labels: Tensor) -> Tensor:
         if self.task.kind == "regress":

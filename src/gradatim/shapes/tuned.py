@@ -29,9 +29,11 @@ def has_bias(config: TunedConfig) -> bool:
 def parameters(config: TunedConfig, vocab_size: int, context: int) -> list[ParameterShape]:
     """Every parameter in the order of the model."""
     body, width = config.body, config.body.d_model
+    kept: tuple[str, ...]
     if isinstance(body, BertConfig):
         whole = bert.parameters(replace(body, pairs="next-sentence"), vocab_size, context)  # a pooler at any rate
         kept = ("head.pooler.",) if has_pooler(config) else ()
+        kept += ("head.transform.", "head.norm.") if config.lm else ()
     else:
         whole = gpt.parameters(body, vocab_size, context)
         kept = ("head.norm.",)
@@ -58,4 +60,6 @@ def matmuls(config: TunedConfig, vocab_size: int, context: int) -> list[Matmul]:
     if has_pooler(config):
         found.append(Matmul("head.pooler", d, d, share=share))
     found.append(Matmul("head.classifier", config.outputs, d, share=share))
+    if config.lm and isinstance(body, BertConfig):
+        return found + [each for each in whole if each.name in ("head.transform", "head.output")]
     return found + ([Matmul("head.output", vocab_size, d)] if config.lm else [])

@@ -52,7 +52,7 @@ class Batch:
     """0 for the first sentence of a pair and what belongs to it, 1 for the second."""
     lengths: Int[Tensor, " b *c"] | None = None
     """How many tokens of each row are text; what follows is padding. None where there is none."""
-    positions: Int[Tensor, "b p"] | None = None
+    positions: Int[Tensor, "b *c p"] | None = None
     """Where in the row the targets are, if not at every token."""
     labels: Shaped[Tensor, " b *l"] | None = None
     """What is to be said of each row (a number, of regressions a real one; the ends of a span), or of each token;

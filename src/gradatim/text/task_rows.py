@@ -7,6 +7,9 @@ GPT-1 begins, separates and ends by tokens that it had never met; here all three
 knows (of Llama's tokenizers the opening is another one), or the text between is the config's (``task.delimiter``). A
 choice is a row for each: prompt, then choice. Of two texts the longer one is cut until they fit; a question is cut only
 where it is longer than half of the row.
+
+Where words are to be predicted besides (``task.lm_weight``), a GPT's targets are its next tokens, and a BERT's rows
+have blanks, drawn anew in each epoch from (seed, epoch, row).
 """
 
 from __future__ import annotations
@@ -21,10 +24,13 @@ from numpy.typing import NDArray
 from gradatim.config.settings import BertConfig, RunConfig
 from gradatim.errors import DataError, Problem
 from gradatim.text.batches import IGNORE, Batch
-from gradatim.text.order import sample_ids
+from gradatim.text.masking import continues_word, mask
+from gradatim.text.order import derive, mix, sample_ids
 from gradatim.text.prepare_task import Encoded
 from gradatim.text.tokenizer import Ids, Tokenizer
 
+BLANKS = 0x626C616E
+"""What tells the random numbers of blanks from others of the same seed."""
 WIDTHS = 8
 """Rows are filled up to a multiple of so many tokens, or of as many tensor-parallel ranks as share a sequence."""
 
@@ -48,14 +54,17 @@ class TaskRows:
         tokenizer: what their ids mean.
         config: of the run.
         training: whether labels are learned: then examples whose answer was cut off are left out (``lost`` counts
-            them), and next tokens are targets where the task asks for them.
+            them), and words are targets where the task asks for them.
     """
 
     def __init__(self, found: Sequence[Encoded], tokenizer: Tokenizer, config: RunConfig, training: bool) -> None:
         self.kind, self.context, self.global_batch = config.task.kind, config.context, config.global_batch
         self.seed, self.lm = config.seed, training and config.task.lm_weight > 0
+        self.body, self.marks, self.vocab_size = config.model, tokenizer.marks, tokenizer.vocab_size
         self.multiple = int(np.lcm(WIDTHS, config.layout.tp)) if config.layout.sequence_parallel else WIDTHS
         self.bert = isinstance(config.model, BertConfig)
+        whole_words = self.lm and isinstance(config.model, BertConfig) and config.model.whole_words
+        self.continues = continues_word(tokenizer) if whole_words else None
         marks = tokenizer.marks
         if self.bert:
             assert marks is not None
@@ -132,7 +141,9 @@ class TaskRows:
 
     def batch(self, step: int, rows: slice = slice(None)) -> Batch:
         """What step ``step`` trains on, or those rows of it."""
-        return self.collate(self.draw(step)[0][rows].tolist())
+        numbers, epochs = (part[rows] for part in self.draw(step))
+        keys = mix(mix(epochs.astype(np.uint64) ^ np.uint64(derive(self.seed, BLANKS))) ^ numbers.astype(np.uint64))
+        return self.collate(numbers.tolist(), keys)
 
     def every(self, size: int, most_tokens: int | None = None) -> Iterator[tuple[list[int], Batch]]:
         """All rows once, those of like length together: their numbers and what is read of them."""
@@ -145,8 +156,11 @@ class TaskRows:
             numbers = order[first : first + size]
             yield numbers, self.collate(numbers)
 
-    def collate(self, numbers: Sequence[int]) -> Batch:
-        """Rows side by side, filled up: ``[b t]``, or ``[b c t]`` of choices, where a missing choice has length 0."""
+    def collate(self, numbers: Sequence[int], keys: NDArray[np.uint64] | None = None) -> Batch:
+        """Rows side by side, filled up: ``[b t]``, or ``[b c t]`` of choices, where a missing choice has length 0.
+
+        ``keys`` holds a random number for each row, from which its blanks follow where there are any.
+        """
         rows = [self.rows[number] for number in numbers]
         choices = max(map(len, rows))
         longest = max(len(row.ids) for each in rows for row in each)
@@ -159,15 +173,32 @@ class TaskRows:
                 ids[i, j, : len(row.ids)] = row.ids
                 segments[i, j, row.second : len(row.ids)] = 1
                 lengths[i, j] = len(row.ids)
-        targets = np.full((len(rows), choices, t if self.lm else 0), IGNORE, np.int64)
-        if self.lm:
+        targets = np.full((len(rows), choices, t if self.lm and not self.bert else 0), IGNORE, np.int64)
+        positions = None
+        if self.lm and self.bert and keys is not None:
+            ids, positions, targets = self._blanks(ids, lengths, keys)
+        elif self.lm:
             targets[..., :-1] = np.where(np.arange(1, t) < lengths[..., None], ids[..., 1:], IGNORE)
+        parts = {"ids": ids, "targets": targets, "lengths": lengths}
+        parts |= {"segments": segments} if self.bert else {}
+        parts |= {} if positions is None else {"positions": positions}
         if self.kind != "choice":
-            ids, lengths, segments, targets = ids[:, 0], lengths[:, 0], segments[:, 0], targets[:, 0]
-        return Batch(
-            torch.from_numpy(ids), torch.from_numpy(targets), lengths=torch.from_numpy(lengths),
-            segments=torch.from_numpy(segments) if self.bert else None, labels=self._labels(numbers, t),
+            parts = {name: part[:, 0] for name, part in parts.items()}
+        return Batch(**{name: torch.from_numpy(part) for name, part in parts.items()}, labels=self._labels(numbers, t))
+
+    def _blanks(
+        self, ids: NDArray[np.int64], lengths: NDArray[np.int64], keys: NDArray[np.uint64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Rows with blanks, ``[b c t]``; where these are and what belongs there, ``[b c p]``. See ``masking.mask``."""
+        assert isinstance(self.body, BertConfig) and self.marks is not None
+        rows, choices, t = ids.shape
+        each = mix(keys[:, None] ^ mix(np.arange(choices, dtype=np.uint64)))
+        found = mask(
+            ids.reshape(-1, t), lengths.reshape(-1), each.reshape(-1), self.marks, self.vocab_size, self.body.masked,
+            self.continues,
         )  # fmt: skip
+        masked, positions, wanted = (part.reshape(rows, choices, -1) for part in found)
+        return masked, positions, wanted
 
     def _labels(self, numbers: Sequence[int], t: int) -> torch.Tensor | None:
         """None where a row has none: nothing is judged then."""

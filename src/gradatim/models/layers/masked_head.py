@@ -33,8 +33,7 @@ class MaskedHead(nn.Module):
 
     def forward(self, hidden: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
         """The vectors that the output matrix reads."""
-        y: Tensor = self.norm(F.gelu(self.transform(hidden), approximate=self.approximate))
-        return y
+        return words(hidden, self.transform, self.norm, self.approximate)
 
     def pooled(self, hidden: Float[Tensor, "b t d"]) -> Float[Tensor, "b d"]:
         """A vector of the whole row, from its first position."""
@@ -47,8 +46,17 @@ class MaskedHead(nn.Module):
         y: Tensor = self.pair(self.pooled(hidden))
         return y
 
-    def at(self, hidden: Float[Tensor, "b t d"], positions: Int[Tensor, "b p"]) -> Float[Tensor, "b p d"]:
+    def words_at(self, hidden: Float[Tensor, "b t d"], positions: Int[Tensor, "b p"]) -> Float[Tensor, "b p d"]:
         """The vectors that the output matrix reads, at some positions of each row."""
-        index = positions[..., None].expand(-1, -1, hidden.shape[-1])
-        y: Tensor = self(hidden.gather(1, index))
-        return y
+        return self(at(hidden, positions))
+
+
+def at(hidden: Float[Tensor, "b t d"], positions: Int[Tensor, "b p"]) -> Float[Tensor, "b p d"]:
+    """The vectors at some positions of each row."""
+    return hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
+
+
+def words(hidden: Float[Tensor, "*n d"], transform: Linear, norm: nn.Module, approximate: str) -> Float[Tensor, "*n d"]:
+    """What the output matrix reads of vectors of the last block: norm(gelu(T h + t))."""
+    y: Tensor = norm(F.gelu(transform(hidden), approximate=approximate))
+    return y

@@ -3,6 +3,9 @@
 a row, GPT     W norm(h_last)                          Radford et al. 2018, equation 3; last is the closing token
 a row, BERT    W tanh(Q h_0 + q) + w                   Devlin et al. 2018, section 4; h_0 stands at [CLS]
 each token     W norm(h_i) + w  (BERT: W h_i + w)      labels of words; the ends of a span (two rows of W)
+
+Where words are predicted besides, the model's output matrix stays: a GPT's reads norm(h_i), a BERT's, at blanks,
+norm(gelu(T h_i + t)) (``layers/masked_head.py``).
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from torch import Tensor, nn
 from gradatim.models.layers.dropout import dropout
 from gradatim.models.layers.embedding import WholeSequence
 from gradatim.models.layers.linear import Linear
+from gradatim.models.layers.masked_head import MaskedHead, at, words
 from gradatim.models.layers.output import Output
 
 
@@ -24,23 +28,26 @@ class TaskHead(nn.Module):
         width: of the vectors.
         outputs: numbers for each row or token.
         of_rows: whether it speaks of rows, else of tokens.
-        norm: GPT's last one.
         pooler: whether a row's vector is BERT's, from the first position; else it is the last one's.
         bias: of the linear layer.
         dropout: before the linear layer.
+        norm: GPT's last one.
+        words: such a BERT's head for them: its transform, norm and output matrix become parts of this one.
         output: the output matrix, where next tokens are predicted as well.
     """
 
     def __init__(
-        self, width: int, outputs: int, *, of_rows: bool, norm: nn.Module | None, pooler: bool, bias: bool,
-        dropout: float, output: Output | None = None,
+        self, width: int, outputs: int, *, of_rows: bool, pooler: bool, bias: bool, dropout: float,
+        norm: nn.Module | None = None, words: MaskedHead | None = None, output: Output | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.whole = WholeSequence()
-        self.norm = norm
         self.pooler = Linear(width, width) if pooler else None
+        self.transform = None if words is None else words.transform
+        self.norm = norm if words is None else words.norm
+        self.approximate = "none" if words is None else words.approximate
         self.classifier = Linear(width, outputs, bias=bias)
-        self.output = output
+        self.output = output if words is None else words.output
         self.of_rows, self.dropout = of_rows, dropout
 
     def forward(self, hidden: Float[Tensor, "b t d"], lengths: Int[Tensor, " b"]) -> Float[Tensor, "b *t o"]:
@@ -50,7 +57,7 @@ class TaskHead(nn.Module):
             x = torch.tanh(self.pooler(hidden[:, 0]))
         elif self.of_rows:
             x = hidden[torch.arange(len(hidden), device=hidden.device), (lengths - 1).clamp(min=0)]
-        if self.norm is not None:
+        if self.norm is not None and self.transform is None:  # a BERT's is of its words at blanks
             x = self.norm(x)
         y: Tensor = self.classifier(dropout(x, self.dropout, self.training))
         return y
@@ -59,3 +66,10 @@ class TaskHead(nn.Module):
         """Sum of -log p(target) in nats over the targets that are not -100."""
         assert self.output is not None and self.norm is not None
         return self.output.nll(self.norm(hidden), targets)
+
+    def masked_nll(
+        self, hidden: Float[Tensor, "b t d"], positions: Int[Tensor, "b p"], targets: Int[Tensor, "b p"]
+    ) -> Float[Tensor, ""]:
+        """Sum of -log p(word) in nats at some positions of whole rows; targets of -100 are left out."""
+        assert self.output is not None and self.norm is not None and self.transform is not None
+        return self.output.nll(words(at(hidden, positions), self.transform, self.norm, self.approximate), targets)
