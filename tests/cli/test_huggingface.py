@@ -54,6 +54,9 @@ def test_evaluate_tells_of_blanks_and_pairs(bert: Path) -> None:
     metrics = [json.loads(line) for line in (bert / "run" / "metrics.jsonl").read_text().splitlines()]
     assert metrics[-1]["loss"] == pytest.approx(metrics[-1]["loss_words"] + metrics[-1]["loss_pairs"])
     assert metrics[-1]["valid_loss"] == pytest.approx(found["nats_per_blank"] + found["pair_nats"], rel=1e-5)
+    call("report", bert / "run", "--out", bert / "report.html")
+    page = (bert / "report.html").read_text()
+    assert page.index("Parts of the loss") < page.index("of words alone") < page.index("of pairs alone")
 
 
 def test_a_bert_is_no_language_model(bert: Path) -> None:

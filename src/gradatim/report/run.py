@@ -39,6 +39,7 @@ def run_report(directory: Path) -> str:
                 ),
             )
         )
+        sections += _terms(rows)
         for key, heading, label, caption in (
             ("lr", "Learning rate", "learning rate", "Written into the optimizer before each step."),
             ("grad_norm", "Gradient", "norm before clipping", "Euclidean norm of the whole gradient."),
@@ -56,6 +57,22 @@ def run_report(directory: Path) -> str:
         sections,
         f"gradatim {__version__}",
     )
+
+
+def _terms(rows: list[dict[str, Any]]) -> list[str]:
+    """A figure for each part of a loss that has several, such as a BERT's words and pairs: they differ in scale."""
+    names = dict.fromkeys(name for row in rows for name in row if name.startswith("loss_"))
+    if len(names) < 2:
+        return []
+    drawn = ""
+    for name in names:
+        part, points = (
+            name.removeprefix("loss_"),
+            [(row["step"], row[name]) for row in rows if row.get(name) is not None],
+        )
+        drawing = figures.curves({part: points}, title=f"Loss of {part}", x_label="step", y_label=part)
+        drawn += page.figure(drawing, f"Training loss of {part} alone; the parts' sum is what is learned from.")
+    return [page.section("Parts of the loss", drawn)]
 
 
 def _facts(run: Run, rows: list[dict[str, Any]]) -> list[tuple[str, object]]:
