@@ -124,6 +124,31 @@ def test_pairs_are_cut_between_sentences(file: TokenFile, tokenizer: Tokenizer) 
             assert any(place + len(a) in cuts for place, cuts in zip(places, inner, strict=True)) or not any(inner)
 
 
+def test_no_pair_is_told_by_where_its_texts_begin_or_end(file: TokenFile, tokenizer: Tokenizer) -> None:
+    """Where no sentence begins inside of a stretch, B begins inside of one under either label; and it has its size."""
+    assert tokenizer.marks is not None
+    starts = set(sentence_starts(file.tokens, file.document_starts, tokenizer).tolist())
+    rows = make(file, tokenizer)
+    begins: dict[int, list[bool]] = {0: [], 1: []}
+    full: dict[int, list[bool]] = {0: [], 1: []}
+    for step in range(60):
+        index, epoch = rows.draw(step)
+        batch = rows.rows(index, epoch.astype(np.uint64), 12)  # most sentences are longer
+        assert batch.lengths is not None and batch.labels is not None
+        for row, length, label in zip(unmasked(batch), batch.lengths.tolist(), batch.labels.tolist(), strict=True):
+            a, b = parts(row, length, tokenizer.marks)
+            places = [int(file.document_starts[d]) + i for d, i in where_in(file, a)]
+            if any(starts & set(range(place + 1, place + len(a) + 1)) for place in places):
+                continue  # cut between sentences
+            there = [int(file.document_starts[d]) + i for d, i in where_in(file, b)]
+            begins[label].append(bool(starts & set(there)))
+            full[label].append(length == 12)
+    for label in (0, 1):
+        assert len(begins[label]) > 50
+        assert np.mean(begins[label]) < 0.1
+    assert abs(np.mean(full[0]) - np.mean(full[1])) < 0.15
+
+
 def test_a_text_without_sentences_is_cut_anywhere(tokenizer: Tokenizer, tmp_path: Path) -> None:
     ids = tokenizer.encode_batch(["cat dog night mat swans here"] * 3)
     ended = [np.append(part, tokenizer.boundary) for part in ids]

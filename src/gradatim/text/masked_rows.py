@@ -31,7 +31,7 @@ from gradatim.text.tokenizer import Marks, Tokenizer
 
 FOLLOWS, OTHER = 0, 1
 """Labels of a pair: B continues A, or it does not."""
-_START, _SHORT, _LENGTH, _CUT, _COIN, _ELSEWHERE, _MASK = range(1, 8)
+_START, _SHORT, _LENGTH, _CUT, _COIN, _ELSEWHERE, _MASK, _INSIDE = range(1, 9)
 ENDS = (".", "!", "?", "。", "！", "？")
 CLOSING = ('"', "'", ")", "]", "”", "’", "»", *ENDS)
 """What belongs to the sentence that an end mark closes."""
@@ -163,14 +163,31 @@ class MaskedRows:
         if self.config.pairs == "sentence-order":
             first = np.where(other, cut, begin), np.where(other, end, cut)
             return [first, (np.where(other, begin, cut), np.where(other, cut, end))], labels
+        start, stop = self._elsewhere(begin, end - cut, inner > 0, keys)
+        return [(begin, cut), (np.where(other, start, cut), np.where(other, stop, end))], labels
+
+    def _elsewhere(
+        self, begin: NDArray[np.int64], size: NDArray[np.int64], whole: NDArray[np.bool_], keys: NDArray[np.uint64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """As many tokens of another document than that of ``begin``: of a sentence from its start, if ``whole``.
+
+        Else from inside of a sentence, as the B that follows begins there: one that began with a sentence would be told
+        by that alone, and the two texts need not be compared. For the same reason it begins early enough to have the
+        size of what it replaces, if its document allows.
+        """
         document = np.searchsorted(self.documents, begin, side="right") - 1
         own, after = self.last_sentence[document], self.last_sentence[document + 1]
-        elsewhere = _below(keys, _ELSEWHERE, len(self.sentences) - (after - own))
-        elsewhere = np.where(elsewhere >= own, elsewhere + after - own, elsewhere)
-        start = self.sentences[elsewhere]
-        there = np.searchsorted(self.documents, start, side="right") - 1
-        stop = np.minimum(start + end - cut, self.documents[there + 1] - 1)
-        return [(begin, cut), (np.where(other, start, cut), np.where(other, stop, end))], labels
+        sentence = _below(keys, _ELSEWHERE, len(self.sentences) - (after - own))
+        sentence = np.where(sentence >= own, sentence + after - own, sentence)
+        there = np.searchsorted(self.documents, self.sentences[sentence], side="right") - 1
+        first, last = self.documents[there], self.documents[there + 1] - 1
+        latest = np.maximum(last - size, first)
+        sentence = np.minimum(sentence, np.searchsorted(self.sentences, latest, side="right") - 1)
+        start = self.sentences[sentence]
+        following = np.minimum(np.append(self.sentences, last[-1])[sentence + 1], last)
+        inside = start + 1 + _below(keys, _INSIDE, np.maximum(following - start - 1, 1))
+        start = np.where(whole, start, np.minimum(inside, np.maximum(start, latest)))
+        return start, np.minimum(start + size, last)
 
     def _laid_out(
         self, parts: list[tuple[NDArray[np.int64], NDArray[np.int64]]], width: int
