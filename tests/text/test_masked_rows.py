@@ -109,6 +109,25 @@ def test_sentences_out_of_order_are_the_same_stretch(file: TokenFile, tokenizer:
         assert where_in(file, b + a if label else a + b)
 
 
+def test_out_of_order_are_whole_sentences(file: TokenFile, tokenizer: Tokenizer) -> None:
+    """What stops, or begins, inside of a sentence would tell the order; it is left where there are not two."""
+    assert tokenizer.marks is not None
+    starts = set(sentence_starts(file.tokens, file.document_starts, tokenizer).tolist())
+    starts |= set((file.document_starts[1:] - 1).tolist())  # a document's end is a sentence's
+    whole = {0: 0, 1: 0}
+    config = BertConfig(short=0.0, pairs="sentence-order")
+    for row, length, label, _ in every_row(MaskedRows(file, tokenizer, config, 64, ROWS, seed=3), 60):
+        a, b = parts(row, length, tokenizer.marks)
+        text = b + a if label else a + b
+        places = [int(file.document_starts[d]) + i for d, i in where_in(file, text)]
+        inside = [len(starts & set(range(place + 1, place + len(text)))) for place in places]
+        if min(inside) > 1:
+            first = len(b) if label else len(a)
+            assert any({place, place + first, place + len(text)} <= starts for place in places)
+            whole[label] += 1
+    assert min(whole.values()) > 10
+
+
 def test_pairs_are_cut_between_sentences(file: TokenFile, tokenizer: Tokenizer) -> None:
     starts = sentence_starts(file.tokens, file.document_starts, tokenizer)
     found = [tokenizer.decode(ids) for ids in np.split(file.tokens, starts[1:])][:9]

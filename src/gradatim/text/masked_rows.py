@@ -151,6 +151,8 @@ class MaskedRows:
         self, begin: NDArray[np.int64], end: NDArray[np.int64], keys: NDArray[np.uint64]
     ) -> tuple[list[tuple[NDArray[np.int64], NDArray[np.int64]]], NDArray[np.int64]]:
         """A and B of each stretch, as first token and the one after the last, and the label."""
+        if self.config.pairs == "sentence-order":
+            end = self._whole_sentences(begin, end)
         low, high = (np.searchsorted(self.sentences, at) for at in (begin + 1, end))
         inner = high - low  # sentences that begin inside
         by_sentence = self.sentences[
@@ -165,6 +167,15 @@ class MaskedRows:
             return [first, (np.where(other, begin, cut), np.where(other, cut, end))], labels
         start, stop = self._elsewhere(begin, end - cut, inner > 0, keys)
         return [(begin, cut), (np.where(other, start, cut), np.where(other, stop, end))], labels
+
+    def _whole_sentences(self, begin: NDArray[np.int64], end: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The end of each stretch's last whole sentence, if it has two: what stops in the middle would be known as B,
+        wherever it stands.
+        """
+        ended = self.sentences[np.searchsorted(self.sentences, end, side="right") - 1]
+        at_document = end == self.documents[np.searchsorted(self.documents, begin, side="right")] - 1
+        two = np.searchsorted(self.sentences, ended) - np.searchsorted(self.sentences, begin) > 1
+        return np.where(two & ~at_document, ended, end)
 
     def _elsewhere(
         self, begin: NDArray[np.int64], size: NDArray[np.int64], whole: NDArray[np.bool_], keys: NDArray[np.uint64]
