@@ -179,12 +179,14 @@ class TaskRows:
             ids, positions, targets = self._blanks(ids, lengths, keys)
         elif self.lm:
             targets[..., :-1] = np.where(np.arange(1, t) < lengths[..., None], ids[..., 1:], IGNORE)
-        parts = {"ids": ids, "targets": targets, "lengths": lengths}
-        parts |= {"segments": segments} if self.bert else {}
-        parts |= {} if positions is None else {"positions": positions}
         if self.kind != "choice":
-            parts = {name: part[:, 0] for name, part in parts.items()}
-        return Batch(**{name: torch.from_numpy(part) for name, part in parts.items()}, labels=self._labels(numbers, t))
+            ids, lengths, segments, targets = ids[:, 0], lengths[:, 0], segments[:, 0], targets[:, 0]
+            positions = None if positions is None else positions[:, 0]
+        return Batch(
+            torch.from_numpy(ids), torch.from_numpy(targets), lengths=torch.from_numpy(lengths),
+            segments=torch.from_numpy(segments) if self.bert else None, labels=self._labels(numbers, t),
+            positions=None if positions is None else torch.from_numpy(positions),
+        )  # fmt: skip
 
     def _blanks(
         self, ids: NDArray[np.int64], lengths: NDArray[np.int64], keys: NDArray[np.uint64]

@@ -48,7 +48,8 @@ class MaskedHead(nn.Module):
 
     def words_at(self, hidden: Float[Tensor, "b t d"], positions: Int[Tensor, "b p"]) -> Float[Tensor, "b p d"]:
         """The vectors that the output matrix reads, at some positions of each row."""
-        return self(at(hidden, positions))
+        y: Tensor = self(at(hidden, positions))
+        return y
 
 
 def at(hidden: Float[Tensor, "b t d"], positions: Int[Tensor, "b p"]) -> Float[Tensor, "b p d"]:
