@@ -2,10 +2,10 @@
 
 Each of BERT and GPT is pretrained on movie reviews, fine-tuned on the training sentences, and judged on the test
 sentences under several seeds; beside it stands the same net (shape, tokenizer, batch) that begins with drawn weights.
-Either way the learning rate, the number of steps and the dropout are those of ``--rates``, ``--steps`` and
-``--dropouts`` with the best accuracy on the validation sentences, under a seed that is not among the others. Two
-intervals of 95 % are given for the difference, both paired: over seeds (Student's t of the differences), and over test
-sentences (bootstrap of each sentence's difference, seeds averaged).
+Either way the learning rate, the number of steps, the dropout and the weight of the words' loss are those of
+``--rates``, ``--steps``, ``--dropouts`` and ``--words`` with the best accuracy on the validation sentences, under a
+seed that is not among the others. Two intervals of 95 % are given for the difference, both paired: over seeds
+(Student's t of the differences), and over test sentences (bootstrap of each sentence's difference, seeds averaged).
 
     python benchmarks/fine_tuning.py --out runs/tuning                  # both; kept, and goes on where it stopped
     python benchmarks/fine_tuning.py --out runs/tuning --models bert --bert runs/reviews
@@ -50,9 +50,11 @@ class Choice:
     rate: float
     steps: int
     dropout: float
+    words: float
+    """Weight of next tokens (GPT) or blanks (BERT) beside the task."""
 
     def __str__(self) -> str:
-        return f"rate {self.rate:g}, {self.steps} steps, dropout {self.dropout:g}"
+        return f"rate {self.rate:g}, {self.steps} steps, dropout {self.dropout:g}, words {self.words:g}"
 
 
 NOT = {"ca": "can't", "wo": "won't", "sha": "shan't"}
@@ -95,6 +97,7 @@ def settings(kind: str, start: Path, arm: str, choice: Choice, options: argparse
     model = {name: value for name, value in shape_of(start).items() if name != "kind"} | {"dropout": choice.dropout}
     told: list[object] = [f"{kind}-classify", f"--steps={choice.steps}", f"--optimizer.lr={choice.rate}"]
     told += [f"--optimizer.warmup={choice.steps // 10}", "--data.columns=label,text", "--evaluation.every=100"]
+    told.append(f"--task.lm_weight={choice.words:g}")
     told += [f"--data.{split}={options.out / 'sst2' / name}.tsv" for split, name in
              (("train", "train"), ("valid", "dev"), ("test", "test"))]  # fmt: skip
     told += [f"--model.{name}={value}" for name, value in model.items()]
@@ -132,7 +135,15 @@ class Experiment:
         for row in self.kept.rows:
             if all(row[name] == value for name, value in facts.items()):
                 return row
-        parts = (kind, arm, f"{choice.rate:g}", choice.steps, f"{choice.dropout:g}", f"seed-{seed}")
+        parts = (
+            kind,
+            arm,
+            f"{choice.rate:g}",
+            choice.steps,
+            f"{choice.dropout:g}",
+            f"{choice.words:g}",
+            f"seed-{seed}",
+        )
         run = self.options.out / "-".join(map(str, parts))
         told = settings(kind, start, arm, choice, self.options)
         trained = common.gradatim("train", *told, f"--seed={seed}", "--run", run, "--resume")
@@ -149,13 +160,14 @@ class Experiment:
 
     def arm(self, kind: str, arm: str, start: Path) -> list[dict[str, Any]]:
         """A run of each seed, with the settings that suit the validation rows best."""
-        grid = itertools.product(self.options.rates, self.options.steps, self.options.dropouts)
+        options = self.options
+        grid = itertools.product(options.rates, options.steps, options.dropouts, options.words)
         trials = {
             choice: self.run(kind, arm, start, choice, TRIAL_SEED)["valid"]
             for choice in itertools.starmap(Choice, grid)
         }
         best = max(trials, key=lambda tried: trials[tried])
-        return [self.run(kind, arm, start, best, seed) for seed in self.options.seeds]
+        return [self.run(kind, arm, start, best, seed) for seed in options.seeds]
 
 
 def intervals(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> tuple[float, float, tuple[float, float]]:
@@ -180,6 +192,7 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="+", default=[3e-4, 1e-3])
     parser.add_argument("--steps", type=int, nargs="+", default=[650, 1300], help="of 32 sentences: epochs times 216")
     parser.add_argument("--dropouts", type=float, nargs="+", default=[0.1, 0.3])
+    parser.add_argument("--words", type=float, nargs="+", default=[0.5], help="weights of the words' loss")
     parser.add_argument("--pretraining-steps", type=int, help="fewer than the recipes'")
     options = parser.parse_args()
     if not 2 <= len(options.seeds) <= 10:
@@ -195,10 +208,10 @@ def main() -> None:
             accuracies = (100 * right[arm].mean(1)).tolist()
             seconds = statistics.median(run["seconds"] for run in runs)
             told = f"{statistics.fmean(accuracies):.2f} ± {statistics.stdev(accuracies):.2f}"
-            chosen = [f"{runs[0]['rate']:g}", str(runs[0]["steps"]), f"{runs[0]['dropout']:g}"]
+            chosen = [f"{runs[0]['rate']:g}", str(runs[0]["steps"]), f"{runs[0]['dropout']:g}", f"{runs[0]['words']:g}"]
             rows.append([kind, arm, *chosen, told,
                          " ".join(f"{accuracy:.2f}" for accuracy in accuracies), f"{seconds:.0f}"])  # fmt: skip
-        rows.append([kind, "difference", None, None, None, f"{100 * difference:.2f}",
+        rows.append([kind, "difference", None, None, None, None, f"{100 * difference:.2f}",
                      f"{100 * (difference - half):.2f} to {100 * (difference + half):.2f} over seeds; "
                      f"{100 * low:.2f} to {100 * high:.2f} over sentences", None])  # fmt: skip
     columns = [
@@ -207,6 +220,7 @@ def main() -> None:
         "rate",
         "steps",
         "dropout",
+        "words",
         "test accuracy, mean ± deviation",
         "each seed; 95 % intervals",
         "seconds a run",
@@ -215,7 +229,8 @@ def main() -> None:
     body += (
         f"\n\n{len(options.seeds)} seeds, 32 sentences a step; tried on the validation sentences (seed {TRIAL_SEED}): "
         f"rates {', '.join(f'{rate:g}' for rate in options.rates)}, steps {', '.join(map(str, options.steps))}, "
-        f"dropouts {', '.join(f'{dropout:g}' for dropout in options.dropouts)}. "
+        f"dropouts {', '.join(f'{dropout:g}' for dropout in options.dropouts)}, weights of the words' loss "
+        f"{', '.join(f'{words:g}' for words in options.words)}. "
         "Recipes: `bert-classify`, `gpt-classify`; pretraining: `benchmarks/recipes/movie_reviews_bert.yaml`, "
         "`…_gpt.yaml`."
     )
