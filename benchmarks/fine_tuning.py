@@ -3,9 +3,10 @@
 Each of BERT and GPT is pretrained on movie reviews, fine-tuned on the training sentences, and judged on the test
 sentences under several seeds; beside it stands the same net (shape, tokenizer, batch) that begins with drawn weights.
 Either way the learning rate, the number of steps, the dropout and the weight of the words' loss are those of
-``--rates``, ``--steps``, ``--dropouts`` and ``--words`` with the best accuracy on the validation sentences, under a
-seed that is not among the others. Two intervals of 95 % are given for the difference, both paired: over seeds
-(Student's t of the differences), and over test sentences (bootstrap of each sentence's difference, seeds averaged).
+``--rates``, ``--steps``, ``--dropouts`` and ``--words``, and the pooling of a row those of ``--poolings``, with the
+best accuracy on the validation sentences, under a seed that is not among the others. Two intervals of 95 % are given
+for the difference, both paired: over seeds (Student's t of the differences), and over test sentences (bootstrap of each
+sentence's difference, seeds averaged). Each kind of net has a page of its own.
 
     python benchmarks/fine_tuning.py --out runs/tuning                  # both; kept, and goes on where it stopped
     python benchmarks/fine_tuning.py --out runs/tuning --models bert --bert runs/reviews
@@ -52,9 +53,21 @@ class Choice:
     dropout: float
     words: float
     """Weight of next tokens (GPT) or blanks (BERT) beside the task."""
+    pooling: str
+    """What a row's vector is."""
+
+    @property
+    def cells(self) -> list[str]:
+        """For a table."""
+        return [f"{self.rate:g}", str(self.steps), f"{self.dropout:g}", f"{self.words:g}", self.pooling]
 
     def __str__(self) -> str:
-        return f"rate {self.rate:g}, {self.steps} steps, dropout {self.dropout:g}, words {self.words:g}"
+        return "rate {}, {} steps, dropout {}, words {}, pooling {}".format(*self.cells)
+
+
+FIELDS = tuple(field.name for field in dataclasses.fields(Choice))
+WORDS = {"bert": [0.0], "gpt": [0.5]}
+"""Weights of the words' loss where none are given: those of the recipes."""
 
 
 NOT = {"ca": "can't", "wo": "won't", "sha": "shan't"}
@@ -97,7 +110,7 @@ def settings(kind: str, start: Path, arm: str, choice: Choice, options: argparse
     model = {name: value for name, value in shape_of(start).items() if name != "kind"} | {"dropout": choice.dropout}
     told: list[object] = [f"{kind}-classify", f"--steps={choice.steps}", f"--optimizer.lr={choice.rate}"]
     told += [f"--optimizer.warmup={choice.steps // 10}", "--data.columns=label,text", "--evaluation.every=100"]
-    told.append(f"--task.lm_weight={choice.words:g}")
+    told += [f"--task.lm_weight={choice.words:g}", f"--task.pooling={choice.pooling}"]
     told += [f"--data.{split}={options.out / 'sst2' / name}.tsv" for split, name in
              (("train", "train"), ("valid", "dev"), ("test", "test"))]  # fmt: skip
     told += [f"--model.{name}={value}" for name, value in model.items()]
@@ -135,16 +148,7 @@ class Experiment:
         for row in self.kept.rows:
             if all(row[name] == value for name, value in facts.items()):
                 return row
-        parts = (
-            kind,
-            arm,
-            f"{choice.rate:g}",
-            choice.steps,
-            f"{choice.dropout:g}",
-            f"{choice.words:g}",
-            f"seed-{seed}",
-        )
-        run = self.options.out / "-".join(map(str, parts))
+        run = self.options.out / "-".join((kind, arm, *choice.cells, f"seed-{seed}"))
         told = settings(kind, start, arm, choice, self.options)
         trained = common.gradatim("train", *told, f"--seed={seed}", "--run", run, "--resume")
         sst2 = self.options.out / "sst2"
@@ -161,7 +165,8 @@ class Experiment:
     def arm(self, kind: str, arm: str, start: Path) -> list[dict[str, Any]]:
         """A run of each seed, with the settings that suit the validation rows best."""
         options = self.options
-        grid = itertools.product(options.rates, options.steps, options.dropouts, options.words)
+        words = options.words or WORDS[kind]
+        grid = itertools.product(options.rates, options.steps, options.dropouts, words, options.poolings)
         trials = {
             choice: self.run(kind, arm, start, choice, TRIAL_SEED)["valid"]
             for choice in itertools.starmap(Choice, grid)
@@ -192,14 +197,15 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="+", default=[3e-4, 1e-3])
     parser.add_argument("--steps", type=int, nargs="+", default=[650, 1300], help="of 32 sentences: epochs times 216")
     parser.add_argument("--dropouts", type=float, nargs="+", default=[0.1, 0.3])
-    parser.add_argument("--words", type=float, nargs="+", default=[0.5], help="weights of the words' loss")
+    parser.add_argument("--words", type=float, nargs="+", help="weights of the words' loss, else the recipe's")
+    parser.add_argument("--poolings", nargs="+", choices=["own", "mean"], default=["own", "mean"])
     parser.add_argument("--pretraining-steps", type=int, help="fewer than the recipes'")
     options = parser.parse_args()
     if not 2 <= len(options.seeds) <= 10:
         parser.error("--seeds: 2 to 10 of them, for an interval")
     experiment = Experiment(options)
-    rows: list[list[object]] = []
     for kind in options.models:
+        rows: list[list[object]] = []
         start = pretrained(kind, options)
         found = {arm: experiment.arm(kind, arm, start) for arm in ("pretrained", "scratch")}
         right = {arm: np.array([run["right"] for run in runs], float) for arm, runs in found.items()}
@@ -208,33 +214,28 @@ def main() -> None:
             accuracies = (100 * right[arm].mean(1)).tolist()
             seconds = statistics.median(run["seconds"] for run in runs)
             told = f"{statistics.fmean(accuracies):.2f} ± {statistics.stdev(accuracies):.2f}"
-            chosen = [f"{runs[0]['rate']:g}", str(runs[0]["steps"]), f"{runs[0]['dropout']:g}", f"{runs[0]['words']:g}"]
-            rows.append([kind, arm, *chosen, told,
+            rows.append([arm, *Choice(**{name: runs[0][name] for name in FIELDS}).cells, told,
                          " ".join(f"{accuracy:.2f}" for accuracy in accuracies), f"{seconds:.0f}"])  # fmt: skip
-        rows.append([kind, "difference", None, None, None, None, f"{100 * difference:.2f}",
+        rows.append(["difference", None, None, None, None, None, f"{100 * difference:.2f}",
                      f"{100 * (difference - half):.2f} to {100 * (difference + half):.2f} over seeds; "
                      f"{100 * low:.2f} to {100 * high:.2f} over sentences", None])  # fmt: skip
-    columns = [
-        "net",
-        "weights",
-        "rate",
-        "steps",
-        "dropout",
-        "words",
-        "test accuracy, mean ± deviation",
-        "each seed; 95 % intervals",
-        "seconds a run",
-    ]
+        write_page(kind, rows, options)
+
+
+def write_page(kind: str, rows: list[list[object]], options: argparse.Namespace) -> None:
+    """The results of one kind of net."""
+    columns = ["weights", *FIELDS, "test accuracy, mean ± deviation", "each seed; 95 % intervals", "seconds a run"]
     body = common.table(columns, rows)
+    grid = {"rates": options.rates, "steps": options.steps, "dropouts": options.dropouts,
+            "weights of the words' loss": options.words or WORDS[kind]}  # fmt: skip
+    tried = [f"{name} {', '.join(f'{value:g}' for value in values)}" for name, values in grid.items()]
     body += (
         f"\n\n{len(options.seeds)} seeds, 32 sentences a step; tried on the validation sentences (seed {TRIAL_SEED}): "
-        f"rates {', '.join(f'{rate:g}' for rate in options.rates)}, steps {', '.join(map(str, options.steps))}, "
-        f"dropouts {', '.join(f'{dropout:g}' for dropout in options.dropouts)}, weights of the words' loss "
-        f"{', '.join(f'{words:g}' for words in options.words)}. "
-        "Recipes: `bert-classify`, `gpt-classify`; pretraining: `benchmarks/recipes/movie_reviews_bert.yaml`, "
-        "`…_gpt.yaml`."
+        f"{'; '.join(tried)}; pooling {', '.join(options.poolings)}. Recipe: `{kind}-classify`; pretraining: "
+        f"`benchmarks/recipes/movie_reviews_{kind}.yaml`."
     )
-    common.write_result("fine_tuning", "SST-2 by pretrained nets and by the same nets from scratch", body)
+    title = f"SST-2 by a pretrained {kind.upper()} and by the same net from scratch"
+    common.write_result(f"fine_tuning_{kind}", title, body)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from torch import Tensor
 from gradatim.config.settings import BertConfig
 from gradatim.config.settings_task import TaskConfig
 from gradatim.config.tuned import TunedConfig, model_of
+from gradatim.errors import ConfigError
 from gradatim.interop.huggingface.write import export_directory
 from gradatim.models import build_model
 from gradatim.objectives.tuning import Tuning
@@ -99,6 +100,14 @@ def scores_of(answer: Any, task: TaskConfig, batch: Batch) -> Tensor:
         return torch.stack([answer.start_logits, answer.end_logits], -1)
     found: Tensor = answer.logits
     return found.view(len(batch.ids), -1) if task.kind == "choice" else found
+
+
+@pytest.mark.parametrize("shape", ["gpt2", "bert"])
+def test_a_mean_is_refused(shape: str, make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run(shape, "run", TaskConfig(kind="classify", pooling="mean"), LABELS)
+    with pytest.raises(ConfigError) as raised:
+        export_directory(run, run.checkpoint("last"), tmp_path / "hf")
+    assert "the mean of all" in str(raised.value) and not (tmp_path / "hf").exists()
 
 
 @pytest.mark.parametrize("shape", ["gpt2", "llama-grouped", "bert"])

@@ -28,6 +28,7 @@ MODELS: dict[str, dict[str, Any]] = {
 TASKS: dict[str, dict[str, Any]] = {
     "classify": {"kind": "classify", "text_b": "b"},
     "classify lm": {"kind": "classify", "text_b": "b", "lm_weight": 0.5},
+    "mean": {"kind": "classify", "text_b": "b", "pooling": "mean"},
     "gently": {"kind": "regress", "text_b": "b", "layer_decay": 0.5, "frozen_layers": 1, "frozen_embeddings": True},
     "by layer": {"kind": "regress", "text_b": "b", "layer_decay": 0.5},
     "tag": {"kind": "tag"},
@@ -47,7 +48,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 FAST = {
     "gpt classify lm dp2", "gpt classify lm pp2", "llama classify lm tp2", "bert classify tp2", "bert tag sp2",
     "gpt span sp2", "bert choice pp2", "gpt choice lm zero-bubble", "bert by layer zero1", "llama gently dp2",
-    "bert gently tp2", "bert classify lm all", "bert choice lm pp2",
+    "bert gently tp2", "bert classify lm all", "bert mean sp2", "gpt mean pp2", "bert choice lm pp2",
 }  # fmt: skip
 
 

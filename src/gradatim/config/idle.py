@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from gradatim.config.derived import world_size
 from gradatim.config.describe import scalar_text
 from gradatim.config.settings import BertConfig, GptConfig, LayoutConfig, NgramConfig, OptimizerConfig, RunConfig
+from gradatim.config.tuned import OF_ROWS
 
 Field = tuple[str, str]
 """A field that is without effect, and why."""
@@ -57,9 +58,11 @@ def _model(config: RunConfig) -> Iterator[Field]:
 def _task(config: RunConfig) -> Iterator[Field]:
     task = config.task
     if task.kind == "none":
-        for name in ("text", "text_b", "label", "choices", "delimiter"):
+        for name in ("text", "text_b", "label", "choices", "delimiter", "pooling"):
             yield f"task.{name}", "task.kind is none"
         return
+    if task.kind not in OF_ROWS:
+        yield "task.pooling", f"task.kind is {task.kind}, which speaks of tokens"
     if task.kind != "choice":
         yield "task.choices", f"task.kind is {task.kind}"
     if isinstance(config.model, BertConfig):

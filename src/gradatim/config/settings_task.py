@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+Pooling = Literal["own", "mean"]
 TaskKind = Literal["none", "classify", "regress", "tag", "span", "choice"]
 
 
@@ -24,6 +25,8 @@ class TaskConfig:
     """choice: the column that lists them, or the column of each."""
     delimiter: str | None = None
     """gpt: text that stands between two texts; null means the boundary token."""
+    pooling: Pooling = "own"
+    """What a row's vector is (classify, regress, choice): the model's own (BERT's pooler, GPT's last), or the mean."""
     lm_weight: float = 0.0
     """gpt and bert: weight of the words' loss beside the task's: next tokens (the lambda of GPT-1), or blanks."""
     layer_decay: float = 1.0

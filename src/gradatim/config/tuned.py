@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from gradatim.config.settings import BertConfig, GptConfig, ModelConfig, RunConfig
 from gradatim.config.settings_task import TaskConfig, TaskKind
 
+OF_ROWS: tuple[TaskKind, ...] = ("classify", "regress", "choice")
+"""Tasks that say something of a row; the others speak of its tokens."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TunedConfig:
@@ -19,6 +22,8 @@ class TunedConfig:
     task: TaskKind
     outputs: int
     """Numbers that the head gives: labels, 1 for a number or a choice's score, 2 for the ends of a span."""
+    mean: bool = False
+    """Whether a row is the mean of its vectors."""
     lm: bool = False
     """Whether the output matrix stays (with what a BERT has before it), for the auxiliary loss."""
 
@@ -33,7 +38,8 @@ def model_of(config: RunConfig, labels: int) -> AnyModelConfig:
     if kind == "none" or not isinstance(model, (GptConfig, BertConfig)):
         return model
     outputs = {"regress": 1, "choice": 1, "span": 2}.get(kind, labels)
-    return TunedConfig(body=model, task=kind, outputs=outputs, lm=config.task.lm_weight > 0)
+    mean = config.task.pooling == "mean" and kind in OF_ROWS
+    return TunedConfig(body=model, task=kind, outputs=outputs, mean=mean, lm=config.task.lm_weight > 0)
 
 
 def share_of_rate(name: str, task: TaskConfig, layers: int) -> float:

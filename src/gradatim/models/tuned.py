@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from gradatim.config.settings import BertConfig
-from gradatim.config.tuned import TunedConfig
+from gradatim.config.tuned import OF_ROWS, TunedConfig
 from gradatim.models.bert import BERT
 from gradatim.models.gpt import GPT
 from gradatim.models.layers.task_head import TaskHead
-from gradatim.shapes.tuned import OF_ROWS, has_bias, has_pooler
+from gradatim.shapes.tuned import has_bias, has_pooler
 
 
 def tuned(config: TunedConfig, vocab_size: int, context: int) -> GPT | BERT:
@@ -23,6 +23,6 @@ def tuned(config: TunedConfig, vocab_size: int, context: int) -> GPT | BERT:
         kept = {"words": whole.head}
     whole.head = TaskHead(  # type: ignore[assignment]  # what asks a model for words asks its own head
         body.d_model, config.outputs, of_rows=config.task in OF_ROWS, pooler=has_pooler(config), bias=has_bias(config),
-        dropout=body.dropout, **kept,
+        dropout=body.dropout, mean=config.mean, **kept,
     )  # fmt: skip
     return whole

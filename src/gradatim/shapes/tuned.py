@@ -8,17 +8,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from gradatim.config.settings import BertConfig
-from gradatim.config.tuned import TunedConfig
+from gradatim.config.tuned import OF_ROWS, TunedConfig
 from gradatim.shapes import bert, gpt
 from gradatim.shapes.parameters import VOCAB, Matmul, ParameterShape
-
-OF_ROWS = ("classify", "regress", "choice")
-"""Tasks that say something of a row; the others speak of its tokens."""
 
 
 def has_pooler(config: TunedConfig) -> bool:
     """Whether the head reads BERT's vector of the whole row."""
-    return isinstance(config.body, BertConfig) and config.task in OF_ROWS
+    return isinstance(config.body, BertConfig) and config.task in OF_ROWS and not config.mean
 
 
 def has_bias(config: TunedConfig) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 from gradatim.config.settings import BertConfig, ModelConfig
 from gradatim.config.settings_task import TaskKind
 from gradatim.config.tuned import AnyModelConfig, TunedConfig
+from gradatim.errors import ConfigError, Problem
 from gradatim.interop.huggingface.names import Architecture, Source, sources
 from gradatim.text.tokenizer import Tokenizer
 
@@ -48,6 +49,18 @@ def pipeline_tag(model: TunedConfig) -> str:
 def needs_padding(model: AnyModelConfig) -> bool:
     """Whether the exported vocabulary has a word more."""
     return isinstance(model, TunedConfig) and not isinstance(model.body, BertConfig)
+
+
+def refuse_mean(model: AnyModelConfig) -> None:
+    """Their classes have no mean.
+
+    Raises:
+        ConfigError: the model reads a row by the mean of its vectors.
+    """
+    if isinstance(model, TunedConfig) and model.mean:
+        what = "their classes read a row by one of its tokens, and this model by the mean of all"
+        attempt = "keep the run: gradatim predict; or tune one with --task.pooling own"
+        raise ConfigError(Problem(where="task.pooling", what=what, got="mean", allowed="own", attempt=attempt))
 
 
 def tuned_sources(architecture: Architecture, model: TunedConfig, vocab_size: int, context: int) -> list[Source]:

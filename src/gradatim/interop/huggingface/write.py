@@ -30,6 +30,7 @@ from gradatim.interop.huggingface.tuned import (
     head_class,
     needs_padding,
     pipeline_tag,
+    refuse_mean,
     row_template,
     tuned_settings,
     tuned_sources,
@@ -65,6 +66,7 @@ def export_directory(run: Run, checkpoint: Checkpoint, directory: Path, shard_by
     architecture = architecture_of(config.model, str(run.directory))
     refuse_filled(directory)
     model, words = model_of(config, len(run.labels)), tokenizer.vocab_size
+    refuse_mean(model)
     if isinstance(model, TunedConfig):
         found = tuned_sources(architecture, model, words, config.context)
     else:

@@ -2,6 +2,7 @@
 
 a row, GPT     W norm(h_last)                          Radford et al. 2018, equation 3; last is the closing token
 a row, BERT    W tanh(Q h_0 + q) + w                   Devlin et al. 2018, section 4; h_0 stands at [CLS]
+  or, of both  W norm(Σ h_i / n)  (BERT: W Σ h_i / n + w)    n tokens, marks included (Reimers and Gurevych 2019)
 each token     W norm(h_i) + w  (BERT: W h_i + w)      labels of words; the ends of a span (two rows of W)
 
 Where words are predicted besides, the model's output matrix stays: a GPT's reads norm(h_i), a BERT's, at blanks,
@@ -28,7 +29,8 @@ class TaskHead(nn.Module):
         width: of the vectors.
         outputs: numbers for each row or token.
         of_rows: whether it speaks of rows, else of tokens.
-        pooler: whether a row's vector is BERT's, from the first position; else it is the last one's.
+        pooler: whether a row's vector is BERT's, from the first position; else it is the last one's,
+        mean: or that of all of the row.
         bias: of the linear layer.
         dropout: before the linear layer.
         norm: GPT's last one.
@@ -37,7 +39,7 @@ class TaskHead(nn.Module):
     """
 
     def __init__(
-        self, width: int, outputs: int, *, of_rows: bool, pooler: bool, bias: bool, dropout: float,
+        self, width: int, outputs: int, *, of_rows: bool, pooler: bool, bias: bool, dropout: float, mean: bool = False,
         norm: nn.Module | None = None, words: MaskedHead | None = None, output: Output | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -48,13 +50,16 @@ class TaskHead(nn.Module):
         self.approximate = "none" if words is None else words.approximate
         self.classifier = Linear(width, outputs, bias=bias)
         self.output = output if words is None else words.output
-        self.of_rows, self.dropout = of_rows, dropout
+        self.of_rows, self.mean, self.dropout = of_rows, mean, dropout
 
     def forward(self, hidden: Float[Tensor, "b t d"], lengths: Int[Tensor, " b"]) -> Float[Tensor, "b *t o"]:
         """Scores of whole rows, ``[b o]``, or of their tokens, ``[b t o]``; ``lengths`` counts each row's tokens."""
         x = hidden
         if self.pooler is not None:
             x = torch.tanh(self.pooler(hidden[:, 0]))
+        elif self.mean:
+            text = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
+            x = (hidden * text[..., None]).sum(1) / lengths.clamp(min=1)[:, None]
         elif self.of_rows:
             x = hidden[torch.arange(len(hidden), device=hidden.device), (lengths - 1).clamp(min=0)]
         if self.norm is not None and self.transform is None:  # a BERT's is of its words at blanks
