@@ -18,6 +18,7 @@ from gradatim.models.layers.init import Init, draw
 from gradatim.models.layers.norm import norm_layer
 from gradatim.models.layers.recurrence import Recurrence
 from gradatim.models.layers.rotary import rotary_table, rotate
+from gradatim.models.layers.task_head import TaskHead
 from gradatim.parallel.observe import as_on_gpus
 
 DOUBLE = torch.float64
@@ -282,3 +283,12 @@ def test_long_attention_and_what_stands_for_other_hardware_stay_in_half_precisio
     with seen:
         attend(q[:, :, 1:], q[:, :, 1:], q[:, :, 1:], None, causal=True)
     assert seen.types == [torch.bfloat16, torch.float32, torch.bfloat16, torch.bfloat16]
+
+
+def test_a_row_read_by_its_mean_leaves_padding_out() -> None:
+    head = randomised(TaskHead(6, 2, of_rows=True, pooler=False, bias=True, dropout=0.0, mean=True))
+    hidden = torch.randn(3, 5, 6, dtype=DOUBLE)
+    found = head(hidden, torch.tensor([5, 2, 0]))
+    rows = [hidden[0].mean(0), hidden[1, :2].mean(0), torch.zeros(6, dtype=DOUBLE)]  # a missing choice
+    expected = torch.stack(rows) @ head.classifier.weight.T + head.classifier.bias
+    torch.testing.assert_close(found, expected)
