@@ -102,6 +102,8 @@ def test_everything_that_differs_is_told_at_once(make_config: MakeConfig, tmp_pa
     assert any(where == "data.tokenizer" for where, _ in told)
     shapes = {what.split()[0] for _, what in told if what.endswith("another shape")}
     assert {"embed.positions.weight", "blocks.0.mlp.up.weight", "blocks.0.mlp.down.weight"} <= shapes
+    (longer,) = (problem for problem in caught.value.problems if problem.what.startswith("embed.positions"))
+    assert longer.attempt.startswith("--context ") and int(longer.attempt.split()[1]) < 20
     other = make_config("bert", 2)
     with pytest.raises(CheckpointError, match=r"there is no parameter embed\.segments\.weight"):
         Start(open_weights(tmp_path / "first"), other, prepare(other.data).tokenizer)

@@ -140,7 +140,9 @@ class Start:
             rows_fit = found[0] >= least if self._cut(name) else found[0] == least
             if found[1:] != wanted[1:] or not rows_fit:
                 what, got = f"{name} has another shape", str(list(found))
-                yield Problem(where=where, what=what, got=got, allowed=str([least, *wanted[1:]]), attempt=attempt)
+                shorter = name.endswith("embed.positions.weight") and found[1:] == wanted[1:]
+                hint = f"--context {found[0]}" if shorter else attempt
+                yield Problem(where=where, what=what, got=got, allowed=str([least, *wanted[1:]]), attempt=hint)
         for name in self.weights.shapes.keys() - self.shapes.keys():
             if name.startswith("head." if self.left else OF_PAIRS):
                 continue
