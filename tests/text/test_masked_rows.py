@@ -168,6 +168,18 @@ def test_no_pair_is_told_by_where_its_texts_begin_or_end(file: TokenFile, tokeni
     assert abs(np.mean(full[0]) - np.mean(full[1])) < 0.15
 
 
+def test_a_row_depends_on_no_other_row_of_its_batch(file: TokenFile, tokenizer: Tokenizer) -> None:
+    """Ranks that draw different rows draw the same ones, also those of the text's last sentence."""
+    rows = make(file, tokenizer)
+    for step in range(150):
+        index, epoch = rows.draw(step)
+        together = rows.rows(index, epoch.astype(np.uint64), 8)
+        for number in range(len(index)):
+            one = slice(number, number + 1)
+            alone = rows.rows(index[one], epoch[one].astype(np.uint64), 8)
+            assert torch.equal(alone.ids, together.ids[one])
+
+
 def test_a_text_without_sentences_is_cut_anywhere(tokenizer: Tokenizer, tmp_path: Path) -> None:
     ids = tokenizer.encode_batch(["cat dog night mat swans here"] * 3)
     ended = [np.append(part, tokenizer.boundary) for part in ids]

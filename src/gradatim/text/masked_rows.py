@@ -195,7 +195,8 @@ class MaskedRows:
         latest = np.maximum(last - size, first)
         sentence = np.minimum(sentence, np.searchsorted(self.sentences, latest, side="right") - 1)
         start = self.sentences[sentence]
-        following = np.minimum(np.append(self.sentences, last[-1])[sentence + 1], last)
+        following = np.minimum(self.sentences[np.minimum(sentence + 1, len(self.sentences) - 1)], last)
+        following = np.where(sentence + 1 < len(self.sentences), following, last)
         inside = start + 1 + _below(keys, _INSIDE, np.maximum(following - start - 1, 1))
         start = np.where(whole, start, np.minimum(inside, np.maximum(start, latest)))
         return start, np.minimum(start + size, last)
