@@ -20,7 +20,7 @@ def tuned(config: TunedConfig, vocab_size: int, context: int) -> GPT | BERT:
     if isinstance(whole, GPT):
         kept = {"norm": whole.head.norm, "output": whole.head.output if config.lm else None}
     elif config.lm:
-        kept = {"words": whole.head}
+        kept = {"blanks": whole.head}
     whole.head = TaskHead(  # type: ignore[assignment]  # what asks a model for words asks its own head
         body.d_model, config.outputs, of_rows=config.task in OF_ROWS, pooler=has_pooler(config), bias=has_bias(config),
         dropout=body.dropout, mean=config.mean, **kept,

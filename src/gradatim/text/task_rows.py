@@ -59,11 +59,13 @@ class TaskRows:
 
     def __init__(self, found: Sequence[Encoded], tokenizer: Tokenizer, config: RunConfig, training: bool) -> None:
         self.kind, self.context, self.global_batch = config.task.kind, config.context, config.global_batch
-        self.seed, self.lm = config.seed, training and config.task.lm_weight > 0
-        self.body, self.marks, self.vocab_size = config.model, tokenizer.marks, tokenizer.vocab_size
+        self.seed, self.marks, self.vocab_size = config.seed, tokenizer.marks, tokenizer.vocab_size
         self.multiple = int(np.lcm(WIDTHS, config.layout.tp)) if config.layout.sequence_parallel else WIDTHS
         self.bert = isinstance(config.model, BertConfig)
-        whole_words = self.lm and isinstance(config.model, BertConfig) and config.model.whole_words
+        words = training and config.task.lm_weight > 0
+        self.next_tokens = words and not self.bert
+        self.blanks = config.model if words and isinstance(config.model, BertConfig) else None
+        whole_words = self.blanks is not None and self.blanks.whole_words
         self.continues = continues_word(tokenizer) if whole_words else None
         marks = tokenizer.marks
         if self.bert:
@@ -173,11 +175,11 @@ class TaskRows:
                 ids[i, j, : len(row.ids)] = row.ids
                 segments[i, j, row.second : len(row.ids)] = 1
                 lengths[i, j] = len(row.ids)
-        targets = np.full((len(rows), choices, t if self.lm and not self.bert else 0), IGNORE, np.int64)
+        targets = np.full((len(rows), choices, t if self.next_tokens else 0), IGNORE, np.int64)
         positions = None
-        if self.lm and self.bert and keys is not None:
-            ids, positions, targets = self._blanks(ids, lengths, keys)
-        elif self.lm:
+        if self.blanks is not None and keys is not None:
+            ids, positions, targets = self._masked(ids, lengths, keys, self.blanks.masked)
+        elif self.next_tokens:
             targets[..., :-1] = np.where(np.arange(1, t) < lengths[..., None], ids[..., 1:], IGNORE)
         if self.kind != "choice":
             ids, lengths, segments, targets = ids[:, 0], lengths[:, 0], segments[:, 0], targets[:, 0]
@@ -188,15 +190,15 @@ class TaskRows:
             positions=None if positions is None else torch.from_numpy(positions),
         )  # fmt: skip
 
-    def _blanks(
-        self, ids: NDArray[np.int64], lengths: NDArray[np.int64], keys: NDArray[np.uint64]
+    def _masked(
+        self, ids: NDArray[np.int64], lengths: NDArray[np.int64], keys: NDArray[np.uint64], share: float
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Rows with blanks, ``[b c t]``; where these are and what belongs there, ``[b c p]``. See ``masking.mask``."""
-        assert isinstance(self.body, BertConfig) and self.marks is not None
+        assert self.marks is not None
         rows, choices, t = ids.shape
         each = mix(keys[:, None] ^ mix(np.arange(choices, dtype=np.uint64)))
         found = mask(
-            ids.reshape(-1, t), lengths.reshape(-1), each.reshape(-1), self.marks, self.vocab_size, self.body.masked,
+            ids.reshape(-1, t), lengths.reshape(-1), each.reshape(-1), self.marks, self.vocab_size, share,
             self.continues,
         )  # fmt: skip
         masked, positions, wanted = (part.reshape(rows, choices, -1) for part in found)

@@ -34,22 +34,22 @@ class TaskHead(nn.Module):
         bias: of the linear layer.
         dropout: before the linear layer.
         norm: GPT's last one.
-        words: such a BERT's head for them: its transform, norm and output matrix become parts of this one.
+        blanks: of a BERT that fills in blanks as well, their head, whose parts become parts of this one.
         output: the output matrix, where next tokens are predicted as well.
     """
 
     def __init__(
         self, width: int, outputs: int, *, of_rows: bool, pooler: bool, bias: bool, dropout: float, mean: bool = False,
-        norm: nn.Module | None = None, words: MaskedHead | None = None, output: Output | None = None,
+        norm: nn.Module | None = None, blanks: MaskedHead | None = None, output: Output | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.whole = WholeSequence()
         self.pooler = Linear(width, width) if pooler else None
-        self.transform = None if words is None else words.transform
-        self.norm = norm if words is None else words.norm
-        self.approximate = "none" if words is None else words.approximate
+        self.transform = None if blanks is None else blanks.transform
+        self.norm = norm if blanks is None else blanks.norm
+        self.approximate = "none" if blanks is None else blanks.approximate
         self.classifier = Linear(width, outputs, bias=bias)
-        self.output = output if words is None else words.output
+        self.output = output if blanks is None else blanks.output
         self.of_rows, self.mean, self.dropout = of_rows, mean, dropout
 
     def forward(self, hidden: Float[Tensor, "b t d"], lengths: Int[Tensor, " b"]) -> Float[Tensor, "b *t o"]:
