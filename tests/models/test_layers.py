@@ -252,8 +252,7 @@ class Kernels(TorchDispatchMode):
 @pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kv_heads", [4, 2])
 @pytest.mark.parametrize("masked", [False, True])
-def test_short_attention_in_half_precision_is_computed_in_float32_on_a_cpu(low, kv_heads, masked, monkeypatch):
-    monkeypatch.setattr(core, "has_tiles", False)
+def test_short_attention_in_half_precision_is_computed_in_float32_on_a_cpu(low, kv_heads, masked):
     b, t, k = 2, 6, 8
     q, key, value = (torch.randn(b, heads, t, k, dtype=low, requires_grad=True) for heads in (4, kv_heads, kv_heads))
     mask = torch.ones(b, 1, 1, t, dtype=torch.bool) if masked else None
@@ -271,18 +270,14 @@ def test_short_attention_in_half_precision_is_computed_in_float32_on_a_cpu(low, 
         torch.testing.assert_close(given.grad.float(), same.grad, rtol=0.02, atol=0.02)
 
 
-def test_long_attention_and_what_stands_for_other_hardware_stay_in_half_precision(monkeypatch):
-    monkeypatch.setattr(core, "has_tiles", False)
+def test_long_attention_and_what_stands_for_other_hardware_stay_in_half_precision():
     q = torch.randn(1, 1, core.SHORT, 8, dtype=torch.bfloat16)
     with Kernels() as seen:
         attend(q, q, q, None, causal=True)
         attend(q[:, :, 1:], q[:, :, 1:], q[:, :, 1:], None, causal=True)
         with as_on_gpus():
             attend(q[:, :, 1:], q[:, :, 1:], q[:, :, 1:], None, causal=True)
-    monkeypatch.setattr(core, "has_tiles", True)
-    with seen:
-        attend(q[:, :, 1:], q[:, :, 1:], q[:, :, 1:], None, causal=True)
-    assert seen.types == [torch.bfloat16, torch.float32, torch.bfloat16, torch.bfloat16]
+    assert seen.types == [torch.bfloat16, torch.float32, torch.bfloat16]
 
 
 def test_a_row_read_by_its_mean_leaves_padding_out() -> None:

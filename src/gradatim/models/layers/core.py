@@ -1,9 +1,9 @@
 """softmax(q kᵀ / √head_dim) v, the core of attention (Vaswani et al., 2017, equation 1), by PyTorch's fused kernels.
 
-On CPUs without instructions for bf16 tiles those kernels lose more on turning numbers into bf16 and back than the
-products gain: forward and backward over 28 to 128 keys took 1.4 to 2.8 times as long as in float32, over 256 as long
-(one core of an AMD EPYC with AVX-512, ``benchmarks/attention_core.py``). There, half precision ends before the core and
-begins again behind it.
+On CPUs those kernels lose more on turning numbers into bf16 and back than the products gain where rows are short:
+forward and backward over 28 to 128 keys took 1.4 to 2.8 times as long as in float32, over 256 as long (one core of an
+AMD EPYC with AVX-512; with tiles for bf16, an Intel Xeon with AMX, 1.6 to 3.7 times: ``benchmarks/attention_core.py``).
+There, half precision ends before the core and begins again behind it.
 """
 
 from __future__ import annotations
@@ -14,16 +14,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 SHORT = 256
-"""Keys from which on half precision is as fast on such a CPU."""
-
-has_tiles = torch.cpu._is_amx_tile_supported()
-"""Whether this CPU multiplies tiles of bf16 (AMX)."""
+"""Keys from which on half precision is as fast on a CPU."""
 
 
 def computed_in_full(q: Tensor, k: Tensor) -> bool:
     """Whether a core of such queries and keys is computed in float32, though it was given half precision."""
     half = q.dtype in (torch.bfloat16, torch.float16)
-    return half and q.device.type == "cpu" and not has_tiles and k.shape[2] < SHORT
+    return half and q.device.type == "cpu" and k.shape[2] < SHORT
 
 
 def attend(
