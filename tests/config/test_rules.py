@@ -141,6 +141,9 @@ BROKEN: list[tuple[str, dict[str, str], str]] = [
     ("gpt.yaml", {"data.tokenizer.vocab_size": "null"}, "pieces can be merged without end"),
     ("gpt.yaml", {"data.tokenizer.vocab_size": "200"}, "byte-level BPE starts from 256 bytes"),
     ("gpt.yaml", {"data.train": "a.txt", "evaluation.patience": "3"}, "without validation text there is no best"),
+    ("ngram.yaml", {"word_vectors": "counted"}, "vectors are counted for networks that read one text"),
+    ("gpt.yaml", {"word_vectors": "counted", "init_from": "runs/x"}, "the embedding comes with the weights"),
+    ("bert-classify", {"word_vectors": "counted"}, "vectors are counted in text, and a task has a table"),
     ("lstm.yaml", {"data.packing": "within"}, "a recurrent model reads its text as one stream"),
 ]
 

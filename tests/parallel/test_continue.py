@@ -100,6 +100,26 @@ def test_a_resumed_run_is_the_run_that_never_stopped(
         assert said[0].endswith(" simulated")
 
 
+@pytest.mark.parametrize("layout", [{"tp": 2}, {"pp": 2, "microbatch": 4}, {"dp": 2, "zero": 1}])
+def test_counted_word_vectors_are_those_of_one_process(
+    layout: dict[str, Any], make_config: Callable[..., RunConfig], tmp_path: Path, pool: Pools
+) -> None:
+    """The first rank counts, each takes its part; steps are those of one process, to rounding."""
+    one, several = (
+        dataclasses.replace(make_config(each), word_vectors="counted", precision="fp64") for each in ({}, layout)
+    )
+    train(one, tmp_path / "one")
+    _, (_, silent) = pool(2).run("work_continue:run", several, str(tmp_path / "several"), False)
+    assert "counted" not in silent
+    ours, theirs = (Run(tmp_path / run).checkpoint("last").tensors("model/") for run in ("several", "one"))
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-9)
+    drawn = dataclasses.replace(one, word_vectors="drawn")
+    train(drawn, tmp_path / "drawn")
+    assert rows(tmp_path / "drawn")[0]["loss"] != rows(tmp_path / "one")[0]["loss"]
+
+
 @pytest.fixture(scope="module")
 def saved(make_config: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run in one process."""

@@ -15,7 +15,7 @@ from gradatim.config.describe import scalar_text
 from gradatim.config.nearby import divisors, either, multiples
 from gradatim.config.rules_layout import layout
 from gradatim.config.rules_lora import lora
-from gradatim.config.rules_pairs import PAIR_CORPORA, is_pairs, pairs
+from gradatim.config.rules_pairs import PAIR_CORPORA, TRANSLATORS, is_pairs, pairs
 from gradatim.config.rules_task import TABLES, task
 from gradatim.config.settings import BertConfig, GptConfig, NgramConfig, RecurrentConfig, RunConfig
 from gradatim.errors import Problem
@@ -259,6 +259,15 @@ def _start(config: RunConfig, rules: Rules) -> None:
         allowed="a run, a Hugging Face directory, or null",
         attempt="--init_from null",
     )
+    if config.word_vectors == "drawn":
+        return
+    for kept, field, what in (
+        (not isinstance(config.model, (NgramConfig, *TRANSLATORS)), "model.kind",
+         "vectors are counted for networks that read one text; this kind is not one"),
+        (config.init_from is None, "init_from", "the embedding comes with the weights to start from"),
+        (config.task.kind == "none", "task.kind", "vectors are counted in text, and a task has a table"),
+    ):  # fmt: skip
+        rules.require(kept, f"word_vectors {field}", what, allowed="drawn", attempt="--word_vectors drawn")
 
 
 def _optimizer(config: RunConfig, rules: Rules) -> None:

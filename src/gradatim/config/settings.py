@@ -322,6 +322,8 @@ class RunConfig:
     """What is trained; `kind` says which, and each kind has fields of its own."""
     init_from: str | None = None
     """Start from the weights of this run or Hugging Face directory; its model fills in what the recipe leaves open."""
+    word_vectors: Literal["drawn", "counted"] = "drawn"
+    """What the embedding begins as: random numbers, or vectors counted from the neighbours of words in the text."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     """Whether the weights of init_from stay as they are and low-rank adapters beside them are trained."""
     task: TaskConfig = field(default_factory=TaskConfig)

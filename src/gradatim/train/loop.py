@@ -40,6 +40,7 @@ from gradatim.train.saving import Saves
 from gradatim.train.signals import StopRequest
 from gradatim.train.start import Start, Weights, open_weights
 from gradatim.train.state import Counters
+from gradatim.train.word_vectors import kept_vectors
 
 if TYPE_CHECKING:
     from gradatim.parallel.mesh import Mesh
@@ -293,6 +294,8 @@ class Trainer:
 
     def _start(self) -> None:
         """The weights that the config names, if it does."""
+        if self.config.word_vectors == "counted":
+            self.engine.start_from(self._source(kept_vectors(self.run, self.config)))
         source = self.config.init_from
         if source is None:
             return

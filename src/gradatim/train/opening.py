@@ -14,6 +14,7 @@ from gradatim.text.prepare_task import AnyPrepared, PreparedTask, prepare_run
 from gradatim.train.continuing import refuse_changes, refuse_fewer_steps
 from gradatim.train.publish import list_checkpoints
 from gradatim.train.run_directory import Run, config_error_existing, config_error_foreign, data_changed
+from gradatim.train.word_vectors import keep_vectors, refuse_few_words
 
 
 @contextlib.contextmanager
@@ -47,7 +48,9 @@ def opened(
                     "follows the new number from here on, so this is not the run that had that length from its start"
                 )
         prepared = prepare_run(config, say)
-        fresh = not run.exists
+        fresh, counted = not run.exists, config.word_vectors == "counted"
+        if counted:
+            refuse_few_words(config, prepared)
         if fresh:
             Run.create(directory, config, prepared.tokenizer, prepared.source_tokenizer)
             if "languages" in prepared.report:
@@ -58,6 +61,8 @@ def opened(
             raise data_changed(directory / "tokenizer.json")
         elif run.config != config:
             run.rewrite_config(config)
+        if counted and not list_checkpoints(run.checkpoints):
+            keep_vectors(run, config, prepared, say)
         try:
             yield run, prepared
         except (DataError, CheckpointError):

@@ -39,6 +39,8 @@ SOURCE_TOKENIZER, LANGUAGES, LABELS = "source-tokenizer.json", "languages.json",
 """Of translation runs: the source's own tokenizer, and words by which to tell the languages; of a task, its labels."""
 BASE = "base.json"
 """Of adapters: the weights they stand beside."""
+WORD_VECTORS = "word_vectors.safetensors"
+"""What the embedding of a run begins as that counts it."""
 MODEL = "model/"
 """Prefix of parameters in a checkpoint."""
 
@@ -194,7 +196,7 @@ class Run:
             return directory.exists()
         # Creating a run may have been interrupted.
         ours = {"lock", "checkpoints", "logs", "env.json", "tokenizer.json", SOURCE_TOKENIZER, LANGUAGES, LABELS, BASE}
-        ours.add("config.yaml" + DRAFT)
+        ours |= {WORD_VECTORS, WORD_VECTORS + DRAFT, "config.yaml" + DRAFT}
         return not self.exists and any(inner.name not in ours for inner in directory.iterdir())
 
     @property
