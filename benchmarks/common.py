@@ -8,6 +8,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -81,15 +82,17 @@ class Kept:
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
+        self.lock = threading.Lock()
         self.rows: list[dict[str, Any]] = []
         if path is not None and path.exists():
             self.rows = json.loads(path.read_text(encoding="utf-8"))
 
     def add(self, **row: Any) -> None:
-        """Keep one measurement."""
-        self.rows.append(row)
-        if self.path is not None:
-            self.path.write_text(json.dumps(self.rows, indent=1), encoding="utf-8")
+        """Keep one measurement; of several threads, one after the other."""
+        with self.lock:
+            self.rows.append(row)
+            if self.path is not None:
+                self.path.write_text(json.dumps(self.rows, indent=1), encoding="utf-8")
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -28,6 +28,7 @@ import re
 import statistics
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -152,9 +153,10 @@ class Experiment:
                 return row
         run = self.options.out / "-".join((kind, arm, *choice.cells, f"seed-{seed}"))
         told = settings(kind, start, arm, choice, self.options)
-        trained = common.gradatim("train", *told, f"--seed={seed}", "--run", run, "--resume")
+        threads = 1 if self.options.jobs > 1 else None
+        trained = common.gradatim("train", *told, f"--seed={seed}", "--run", run, "--resume", threads=threads)
         sst2 = self.options.out / "sst2"
-        valid = common.gradatim("evaluate", run, "--text", sst2 / "dev.tsv", *LAST)
+        valid = common.gradatim("evaluate", run, "--text", sst2 / "dev.tsv", *LAST, threads=threads)
         measured = {
             **facts, "valid": valid["accuracy"], "right": right_answers(run, sst2 / "test.tsv"),
             "seconds": trained["seconds"],
@@ -169,12 +171,11 @@ class Experiment:
         options = self.options
         words = options.words or WORDS[kind]
         grid = itertools.product(options.rates, options.steps, options.dropouts, words, options.poolings)
-        trials = {
-            choice: self.run(kind, arm, start, choice, TRIAL_SEED)["valid"]
-            for choice in itertools.starmap(Choice, grid)
-        }
-        best = max(trials, key=lambda tried: trials[tried])
-        return [self.run(kind, arm, start, best, seed) for seed in options.seeds]
+        choices = [Choice(*values) for values in grid]
+        with ThreadPoolExecutor(options.jobs) as pool:
+            valid = [run["valid"] for run in pool.map(lambda c: self.run(kind, arm, start, c, TRIAL_SEED), choices)]
+            best = choices[valid.index(max(valid))]
+            return list(pool.map(lambda seed: self.run(kind, arm, start, best, seed), options.seeds))
 
 
 def intervals(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> tuple[float, float, tuple[float, float]]:
@@ -201,6 +202,7 @@ def main() -> None:
     parser.add_argument("--dropouts", type=float, nargs="+", default=[0.1, 0.3])
     parser.add_argument("--words", type=float, nargs="+", help="weights of the words' loss, else the recipe's")
     parser.add_argument("--poolings", nargs="+", choices=["own", "mean"], default=["own", "mean"])
+    parser.add_argument("--jobs", type=int, default=1, help="runs beside each other; several have one thread each")
     parser.add_argument("--pretraining-steps", type=int, help="fewer than the recipes'")
     options = parser.parse_args()
     if not 2 <= len(options.seeds) <= 10:

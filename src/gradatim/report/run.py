@@ -85,6 +85,7 @@ def _facts(run: Run, rows: list[dict[str, Any]]) -> list[tuple[str, object]]:
         *([] if plain else [("task", run.config.task.kind)]),
         *([("labels", ", ".join(run.labels))] if run.labels else []),
         *([("begun from", run.config.init_from)] if run.config.init_from else []),
+        *([("word vectors", "begun as counted")] if run.config.word_vectors == "counted" else []),
         ("vocabulary", run.tokenizer.vocab_size),
         ("text", ", ".join(run.config.data.train or (*run.config.data.train_source, *run.config.data.train_target))),
         *([("layout", layout_text(run.config.layout))] if world_size(run.config.layout) > 1 else []),
