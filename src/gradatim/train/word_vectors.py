@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from gradatim.config.settings import RunConfig
@@ -71,7 +71,7 @@ def kept_vectors(run: Run, config: RunConfig) -> Weights:
     try:
         with safe_open(path, framework="pt") as file:
             vectors = file.get_tensor(EMBEDDING)
-    except Exception as error:  # the library has an exception of its own beside OSError
+    except (OSError, SafetensorError) as error:
         what = "the word vectors that this run is to begin with cannot be read"
         attempt = "remove the file: they are counted again"
         raise CheckpointError(Problem(where=str(path), what=what, got=str(error)[:200], attempt=attempt)) from None
