@@ -178,9 +178,8 @@ class Experiment:
         with ThreadPoolExecutor(options.jobs) as pool:
 
             def valid(tried: list[Choice], seed: int) -> list[float]:
-                return [
-                    run["valid"] for run in pool.map(lambda choice: self.run(kind, arm, start, choice, seed), tried)
-                ]
+                runs = pool.map(lambda choice: self.run(kind, arm, start, choice, seed), tried)
+                return [run["valid"] for run in runs]
 
             first = valid(choices, TRIAL_SEEDS[0])
             finalists = sorted(range(len(choices)), key=lambda at: -first[at])[:FINALISTS]
@@ -247,8 +246,8 @@ def write_page(kind: str, rows: list[list[object]], options: argparse.Namespace)
             "weights of the words' loss": options.words or WORDS[kind]}  # fmt: skip
     tried = [f"{name} {', '.join(f'{value:g}' for value in values)}" for name, values in grid.items()]
     body += (
-        f"\n\n{len(options.seeds)} seeds, 32 sentences a step; tried on the validation sentences (seed {TRIAL_SEEDS[0]}; the best "
-        f"{FINALISTS} also under {', '.join(map(str, TRIAL_SEEDS[1:]))}): "
+        f"\n\n{len(options.seeds)} seeds, 32 sentences a step; tried on the validation sentences (seed "
+        f"{TRIAL_SEEDS[0]}, the best {FINALISTS} also under {', '.join(map(str, TRIAL_SEEDS[1:]))}): "
         f"{'; '.join(tried)}; pooling {', '.join(options.poolings)}. Recipe: `{kind}-classify`; pretraining: "
         f"`benchmarks/recipes/movie_reviews_{kind}.yaml`."
     )
