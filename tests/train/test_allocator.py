@@ -6,8 +6,13 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
+
+from gradatim.config.settings import RunConfig
+from gradatim.text.prepare import prepare
+from gradatim.train import engine
 
 FAULTS = """
 import resource, sys
@@ -41,6 +46,14 @@ def test_steps_after_the_first_meet_no_page_faults() -> None:
     kept, few = faults("kept")
     _, many = faults("as it is")
     assert kept == "True" and few < 100 and many > 10 * max(few, 1)
+
+
+def test_an_engine_keeps_memory(make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(engine, "keep_freed_memory", lambda: asked.append(True))
+    config = make_config("gpt", 2)
+    engine.SerialEngine(config, prepare(config.data))
+    assert asked == [True]
 
 
 def test_what_the_environment_says_is_left_alone() -> None:

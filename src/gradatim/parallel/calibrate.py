@@ -33,6 +33,7 @@ from gradatim.parallel.mesh import Axis, Mesh, create_mesh, single
 from gradatim.parallel.optimizer import ShardedAdamW
 from gradatim.parallel.shards import all_gather_, all_reduce_, reduce_scatter_
 from gradatim.plan.fit import LAYERS, SIZES, Sizes, fit, fit_waiting, repetitions
+from gradatim.train.allocator import keep_freed_memory
 
 Run = Callable[[], None]
 
@@ -49,6 +50,7 @@ def calibrate(processes: int, sizes: Sizes = SIZES) -> dict[str, Any]:
 
 def work(group: Group, sizes: dict[str, Any]) -> dict[str, Any]:
     """One process's part; the first one's numbers stand for all."""
+    keep_freed_memory()  # as training's engines do: without, every large piece would pay for its pages anew
     chosen, mesh = Sizes(**{name: _tuples(value) for name, value in sizes.items()}), group.mesh
     rounds = chosen.rounds
     pieces: dict[Any, Run] = {}

@@ -43,6 +43,7 @@ from gradatim.text.batches import IGNORE, Batch
 from gradatim.text.feed import notes_of, rows_of, share_of, source_vocabulary, steps_per_epoch, validation_rows
 from gradatim.text.order import derive
 from gradatim.text.prepare_task import AnyPrepared, PreparedTask
+from gradatim.train.allocator import keep_freed_memory
 from gradatim.train.checkpoint import Checkpoint
 from gradatim.train.engine import Outcome, label_count, mean_of_terms
 from gradatim.train.learning_rate import learning_rate
@@ -68,6 +69,7 @@ class LayoutEngine:
     """
 
     def __init__(self, config: RunConfig, prepared: AnyPrepared, mesh: Mesh, logs: Path | None = None) -> None:
+        keep_freed_memory()
         self.config, self.prepared, self.mesh, self.logs = config, prepared, mesh, logs
         self.leads, self.world, self.where = mesh.rank == 0, mesh.world, device()
         layout, vocabulary = config.layout, prepared.tokenizer.vocab_size

@@ -28,6 +28,7 @@ from gradatim.shapes.lora import is_adapter, trained_parameters
 from gradatim.text.feed import Feed, feed_of, notes_of, source_vocabulary, steps_per_epoch, validation_rows
 from gradatim.text.order import derive
 from gradatim.text.prepare_task import AnyPrepared, PreparedTask
+from gradatim.train.allocator import keep_freed_memory
 from gradatim.train.checkpoint import Checkpoint, newest_valid, save_checkpoint
 from gradatim.train.manifest import Manifest
 from gradatim.train.optimizer import build_optimizer, clip_gradients, gradient_norm, set_learning_rate
@@ -133,6 +134,7 @@ class SerialEngine:
     leads, world = True, 1
 
     def __init__(self, config: RunConfig, prepared: AnyPrepared) -> None:
+        keep_freed_memory()
         self.config, self.prepared = config, prepared
         self.where = device()
         self.model = self._model(prepared).train()

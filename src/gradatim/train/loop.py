@@ -26,7 +26,6 @@ from gradatim.evaluate.likelihood import Stopped
 from gradatim.shapes import flops_per_token
 from gradatim.text.prepare_task import AnyPrepared, PreparedTask, prepare_run
 from gradatim.train.adapted import base_of, remember_base
-from gradatim.train.allocator import keep_freed_memory
 from gradatim.train.checkpoint import Checkpoint, cannot_resume
 from gradatim.train.continuing import training_hash
 from gradatim.train.engine import Engine, SerialEngine, label_count
@@ -80,7 +79,6 @@ def train(
         Interrupted: a signal came; everything up to the step it came in is saved.
         NonFiniteError: loss or gradient were not finite more than ``max_skipped_steps`` times.
     """
-    keep_freed_memory()
     # Dropout seeds torch's generators in every step; a caller's own draws go on as if nothing had happened.
     with torch.random.fork_rng(own_gpu()):
         if mesh is None or mesh.world == 1:
