@@ -90,7 +90,7 @@ def test_every_task_from_training_to_answers(
         assert answer["answer"] == answer["text_b"][answer["begin"] : answer["end"]].strip() != ""
     else:
         assert answer["choices"][answer["choice"]] == answer["answer"]
-            assert sum(answer["probabilities"]) == pytest.approx(1)
+        assert sum(answer["probabilities"]) == pytest.approx(1)
     (tmp_path / "new.txt").write_text("one\ttwo\tthree\tfour\n" if kind != "choice" else "one\n", encoding="utf-8")
     if kind != "tag":
         code, refusal, _ = run("predict", "r", "new.txt")
