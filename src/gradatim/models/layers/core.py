@@ -2,7 +2,7 @@
 
 On CPUs those kernels lose more on turning numbers into bf16 and back than the products gain where rows are short:
 forward and backward over 28 to 128 keys took 1.4 to 2.8 times as long as in float32, over 256 as long (one core of an
-AMD EPYC with AVX-512; with tiles for bf16, an Intel Xeon with AMX, 1.6 to 3.7 times: ``benchmarks/attention_core.py``).
+AMD EPYC with AVX-512; with tiles for bf16, an Intel Xeon with AMX, 1.3 to 3.4 times: ``benchmarks/attention_core.py``).
 There, half precision ends before the core and begins again behind it.
 """
 
