@@ -28,7 +28,7 @@ WINDOW = 10
 POWER = 0.75
 """Of the counts of neighbours: rare ones would say too much otherwise."""
 MOST_TOKENS = 20_000_000
-"""Read of a longer text: counts of pairs change little beyond, and take memory."""
+"""Read of a longer text, which bounds time and memory."""
 PIECE = 2_000_000
 """Tokens whose pairs are sorted at once."""
 OVERSAMPLED, ITERATIONS = 10, 2
