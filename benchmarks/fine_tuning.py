@@ -152,7 +152,7 @@ class Experiment:
         """One fine-tuning run: accuracy on validation rows, and which test rows are right."""
         facts = {"kind": kind, "arm": arm, "seed": seed, **dataclasses.asdict(choice)}
         for row in self.kept.rows:
-            if all(row[name] == value for name, value in facts.items()):
+            if all(row.get(name) == value for name, value in facts.items()):
                 return row
         run = self.options.out / "-".join((kind, arm, *choice.cells, f"seed-{seed}"))
         told = settings(kind, start, arm, choice, self.options)

@@ -137,7 +137,8 @@ class MaskedRows:
         document = np.searchsorted(self.documents, self.sentences[first], side="right") - 1
         stop = self.documents[document + 1] - 1
         # Begin at any sentence of the sample's share, yet early enough to fill the row if the document allows.
-        following = np.append(self.starts, len(self.sentences))[index + 1]
+        another = index + 1 < len(self.starts)
+        following = np.where(another, self.starts[(index + 1) * another], len(self.sentences))
         own = np.minimum(following, self.last_sentence[document + 1]) - first
         begin = self.sentences[first + _below(keys, _START, own)]
         latest = np.searchsorted(self.sentences, np.maximum(stop - self.room, self.documents[document]), side="right")

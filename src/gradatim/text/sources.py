@@ -218,8 +218,9 @@ def _cells(texts: Iterator[str], tally: Tally) -> Iterator[tuple[str, int]]:
 def mend(text: str, tally: Tally) -> str:
     """A text with line ends LF and no surrogates; what was found is counted."""
     if "\r\n" in text:
-        tally.dropped["carriage returns"] += text.count("\r\n")
-        text = text.replace("\r\n", "\n")
+        mended = _LINE_END.sub("\n", text)
+        tally.dropped["carriage returns"] += len(text) - len(mended)
+        text = mended
     if "\x00" in text:
         tally.dropped["NUL characters kept"] += text.count("\x00")
     if not text.isascii() and _SURROGATE.search(text):  # JSON can spell them, UTF-8 cannot
@@ -228,6 +229,8 @@ def mend(text: str, tally: Tally) -> str:
     return text
 
 
+_LINE_END = re.compile("\r+\n")
+"""Of Windows; with two CR where a file was converted twice."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
