@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from translators import alone, build, some_pairs
 
 from gradatim.models.layers.alignment import Alignment
-from gradatim.models.transformer import sinusoids
+from gradatim.models.layers.sinusoids import sinusoids
 
 
 @pytest.mark.parametrize("coverage", [False, True])

@@ -94,6 +94,8 @@ class GptConfig:
     """Use the input embedding as the output matrix."""
     positions: Literal["learned", "rotary"] = "learned"
     """How order enters: a learned vector per position (GPT-2), or rotations of queries and keys (Llama)."""
+    position_vectors: Literal["drawn", "sinusoidal"] = "drawn"
+    """What learned vectors of positions begin as: random numbers, or waves (Vaswani et al., 2017)."""
     rope_theta: float = 10000.0
     """Base of the rotary wavelengths."""
     norm: Literal["layer", "rms"] = "layer"
@@ -124,6 +126,8 @@ class BertConfig:
     """Width inside the feed-forward layer; null means 4 d_model."""
     dropout: float = 0.1
     """Share of activations dropped after embedding, attention and feed-forward, and of attention's weights."""
+    position_vectors: Literal["drawn", "sinusoidal"] = "drawn"
+    """What learned vectors of positions begin as: random numbers, or waves (Vaswani et al., 2017)."""
     norm_eps: float = 1e-12
     """Added to the variance inside the norm."""
     activation: Literal["gelu-erf", "gelu"] = "gelu-erf"

@@ -29,6 +29,7 @@ from gradatim.models.layers.memory import Memory
 from gradatim.models.layers.norm import norm_layer
 from gradatim.models.layers.output import Head, Output
 from gradatim.models.layers.rotary import rotary_table
+from gradatim.models.layers.sinusoids import sinusoids
 from gradatim.models.transformer_state import TransformerState
 from gradatim.models.translator import Translator, needs_source, real_positions
 from gradatim.shapes.gpt import padded_vocabulary
@@ -228,10 +229,3 @@ def _memory(block: nn.Module, encoded: Float[Tensor, "n s d"]) -> tuple[Tensor, 
     """A decoder block's keys and values of the source."""
     assert isinstance(block, DecoderBlock)
     return block.cross.memory(encoded)
-
-
-def sinusoids(context: int, width: int) -> Float[Tensor, "context d"]:
-    """Waves of every position: sin(p / 10000^(2i/d)) at dimension 2i, cos at 2i+1 (Vaswani et al., 2017, 3.5)."""
-    where = torch.arange(context, dtype=torch.float64, device="cpu")[:, None]
-    rates = 10000.0 ** -(torch.arange(0, width, 2, dtype=torch.float64, device="cpu") / width)
-    return torch.stack([(where * rates).sin(), (where * rates).cos()], 2).flatten(1).float()

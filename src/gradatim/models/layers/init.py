@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from gradatim.models.layers.sinusoids import sinusoids
 from gradatim.shapes.lora import is_adapter
 
 if TYPE_CHECKING:
@@ -24,9 +25,11 @@ ROWS = 64
 
 @dataclass(frozen=True, slots=True)
 class Init:
-    """How a parameter is drawn: N(0, scale²), U(-scale, scale), or all equal to ``scale``."""
+    """How a parameter begins: N(0, scale²), U(-scale, scale), all equal to ``scale``, or waves of its rows' numbers
+    whose root mean square is ``scale``, so that they are as long as normal ones.
+    """
 
-    kind: Literal["normal", "uniform", "constant"]
+    kind: Literal["normal", "uniform", "constant", "sinusoidal"]
     scale: float
     fixed: tuple[int, int, float] | None = None
     """Rows ``start`` to ``stop`` (exclusive) that hold this constant instead, such as the forget gate's bias."""
@@ -72,6 +75,8 @@ def draw(
             block.normal_(0.0, init.scale, generator=generator)
         elif init.kind == "uniform":
             block.uniform_(-init.scale, init.scale, generator=generator)
+        elif init.kind == "sinusoidal":
+            block.copy_(sinusoids(start + len(block), shape[1], start) * (init.scale * 2**0.5))
         else:
             block.fill_(init.scale)
         part = block[max(first - start, 0) : stop - start]
