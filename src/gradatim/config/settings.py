@@ -95,7 +95,7 @@ class GptConfig:
     positions: Literal["learned", "rotary"] = "learned"
     """How order enters: a learned vector per position (GPT-2), or rotations of queries and keys (Llama)."""
     position_vectors: Literal["drawn", "sinusoidal"] = "drawn"
-    """What learned vectors of positions begin as: random numbers, or waves (Vaswani et al., 2017)."""
+    """What learned vectors of positions begin as: random numbers, or waves (Vaswani et al., 2017) of length 1."""
     rope_theta: float = 10000.0
     """Base of the rotary wavelengths."""
     norm: Literal["layer", "rms"] = "layer"
@@ -127,7 +127,7 @@ class BertConfig:
     dropout: float = 0.1
     """Share of activations dropped after embedding, attention and feed-forward, and of attention's weights."""
     position_vectors: Literal["drawn", "sinusoidal"] = "drawn"
-    """What learned vectors of positions begin as: random numbers, or waves (Vaswani et al., 2017)."""
+    """What learned vectors of positions begin as: random numbers, or waves (Vaswani et al., 2017) of length 1."""
     norm_eps: float = 1e-12
     """Added to the variance inside the norm."""
     activation: Literal["gelu-erf", "gelu"] = "gelu-erf"

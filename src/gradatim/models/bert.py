@@ -87,7 +87,7 @@ class BERT(NeuralModel):
     def initial(self, name: str) -> Init:
         """N(0, 0.02²), biases 0, norm weights 1; vectors of positions as the config says."""
         if name == "embed.positions.weight" and self.config.position_vectors == "sinusoidal":
-            return Init("sinusoidal", 0.02)
+            return Init("sinusoidal", self.config.d_model**-0.5)
         if name.endswith("bias"):
             return Init("constant", 0.0)
         return Init("constant", 1.0) if ".norm" in name else Init("normal", 0.02)

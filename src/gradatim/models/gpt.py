@@ -82,7 +82,7 @@ class GPT(NeuralLanguageModel):
         positions as the config says.
         """
         if name == "embed.positions.weight" and self.config.position_vectors == "sinusoidal":
-            return Init("sinusoidal", 0.02)
+            return Init("sinusoidal", self.config.d_model**-0.5)
         if name.endswith("bias"):
             return Init("constant", 0.0)
         if ".norm" in name:

@@ -26,7 +26,7 @@ ROWS = 64
 @dataclass(frozen=True, slots=True)
 class Init:
     """How a parameter begins: N(0, scale²), U(-scale, scale), all equal to ``scale``, or waves of its rows' numbers
-    whose root mean square is ``scale``, so that they are as long as normal ones.
+    whose root mean square is ``scale``.
     """
 
     kind: Literal["normal", "uniform", "constant", "sinusoidal"]
