@@ -94,8 +94,6 @@ class GptConfig:
     """Use the input embedding as the output matrix."""
     positions: Literal["learned", "rotary"] = "learned"
     """How order enters: a learned vector per position (GPT-2), or rotations of queries and keys (Llama)."""
-    position_vectors: Literal["drawn", "sinusoidal"] = "drawn"
-    """What learned vectors of positions begin as: random numbers, or waves (Vaswani et al., 2017) of length 1."""
     rope_theta: float = 10000.0
     """Base of the rotary wavelengths."""
     norm: Literal["layer", "rms"] = "layer"

@@ -78,11 +78,7 @@ class GPT(NeuralLanguageModel):
         self.register_buffer("rotation", table, persistent=False)
 
     def initial(self, name: str) -> Init:
-        """GPT-2's: N(0, 0.02²), residual projections scaled by 1/√(2 layers), biases 0, norm weights 1; vectors of
-        positions as the config says.
-        """
-        if name == "embed.positions.weight" and self.config.position_vectors == "sinusoidal":
-            return Init("sinusoidal", self.config.d_model**-0.5)
+        """GPT-2's: N(0, 0.02²), residual projections scaled by 1/√(2 layers), biases 0, norm weights 1."""
         if name.endswith("bias"):
             return Init("constant", 0.0)
         if ".norm" in name:
