@@ -51,6 +51,10 @@ class GradatimError(Exception):
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
+class Terminated(BaseException):
+    """SIGTERM where nothing was to save: unwinds like ``KeyboardInterrupt``."""
+
+
 class ConfigError(GradatimError):
     """A wrong command, recipe or override."""
 

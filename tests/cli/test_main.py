@@ -18,7 +18,7 @@ import pytest
 from gradatim.cli import main as frame
 from gradatim.cli.main import VERBS, main
 from gradatim.cli.output import Verb, emit, json_option, overrides_argument
-from gradatim.errors import CheckpointError, DataError, Interrupted, NonFiniteError, Problem
+from gradatim.errors import CheckpointError, DataError, Interrupted, NonFiniteError, Problem, Terminated
 
 PYTHON = [sys.executable, "-W", "error"]
 QUICK = 1.0
@@ -172,6 +172,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Install:
         (click.UsageError("N must be positive."), 2),
         (ZeroDivisionError("division by zero"), 1),
         (KeyboardInterrupt(), 130),
+        (Terminated(), 143),
         (click.exceptions.Exit(7), 7),
         (None, 0),
     ],
@@ -188,7 +189,7 @@ def test_exit_codes(
     assert main(["fail", *(["--json"] if as_json else [])]) == code
     captured = capsys.readouterr()
     assert "Traceback" not in captured.err
-    if failure is None or code in (7, 130):
+    if failure is None or code == 7:
         return
     if as_json:
         error = json.loads(captured.out)["error"]
@@ -196,7 +197,7 @@ def test_exit_codes(
         assert set(error["problems"][0]) == {"where", "what", "got", "allowed", "try"}
     else:
         assert captured.out == ""
-        assert captured.err.startswith("stopped: " if code == 10 else "error: ")
+        assert captured.err.startswith("stopped: " if code in (10, 130, 143) else "error: ")
 
 
 def test_torch_out_of_memory_is_told_from_its_name(failing: Install, capsys: pytest.CaptureFixture[str]) -> None:

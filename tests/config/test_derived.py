@@ -26,3 +26,4 @@ from gradatim.config.settings_task import TaskConfig
 )
 def test_a_loss_has_the_unit_of_its_terms(config: RunConfig, unit: str) -> None:
     assert loss_unit(config) == unit
+    assert loss_unit(config, validation=True) == unit.removesuffix(", and of next tokens")

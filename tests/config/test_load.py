@@ -186,8 +186,8 @@ def test_a_trial_run_may_be_shorter_than_the_recipes_warm_up(tmp_path: Path) -> 
     loaded = load("gpt.yaml", {"steps": "20"})
     assert loaded.problems == ()
     assert loaded.config.optimizer.warmup == 2
-    assert loaded.notes == ("--steps 20 shortens the recipe's optimizer.warmup from 100 to 2",)
-    assert load("gpt.yaml", {"steps": "100"}).notes == ()
+    assert loaded.shortened == ("--steps 20 shortens the recipe's optimizer.warmup from 100 to 2",)
+    assert load("gpt.yaml", {"steps": "100"}).shortened == ()
     assert check_config("gpt.yaml", {"steps": "20", "optimizer.warmup": "100"}) != []  # asked for, so refused
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("optimizer: {schedule: warmup-stable-decay, warmup: 0, decay_steps: 50}")

@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from gradatim.cli.output import Table, Verb, emit, json_option, say
-from gradatim.errors import ConfigError, Problem
+from gradatim.errors import ConfigError, LaunchError, Problem
 from gradatim.plan import here
 
 MOST = 64
@@ -82,6 +82,9 @@ def _refuse(out: Path) -> None:
                 where=f"--out {out}", what=what, allowed="a file in a folder that is there", attempt="--out here.yaml"
             )
         )
+    if not os.access(out.absolute().parent, os.W_OK):
+        what = "files may not be written in this folder (Permission denied)"
+        raise LaunchError(Problem(where=f"--out {out}", what=what, attempt="name a file elsewhere"))
 
 
 def _name() -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from gradatim.cli.auto import nproc_option, settled
-from gradatim.cli.output import Verb, emit, json_option, overrides_argument, say, show_problems
+from gradatim.cli.output import PROBLEMS, RecipeVerb, emit, json_option, overrides_argument, say, show_problems
 from gradatim.cli.starting import source_model
 from gradatim.config import config_to_yaml, load
 from gradatim.config.derived import world_size
@@ -24,7 +24,7 @@ from gradatim.config.settings import DataConfig, RunConfig
 from gradatim.errors import ConfigError, Problem
 
 
-@click.command(cls=Verb)
+@click.command(cls=RecipeVerb)
 @click.argument("recipe")
 @nproc_option
 @overrides_argument
@@ -33,7 +33,7 @@ from gradatim.errors import ConfigError, Problem
 def command(ctx: click.Context, recipe: str, nproc: str | None, overrides: dict[str, str], as_json: bool) -> None:
     """Check RECIPE, a packaged recipe or a YAML file, with its overrides; print it with every field."""
     loaded = load(recipe, overrides, source_model=source_model)
-    problems: Sequence[Problem] = loaded.problems
+    problems: Sequence[Problem] = (*ctx.meta[PROBLEMS], *loaded.problems)
     said: list[str] = []
     if not problems:
         try:
@@ -44,7 +44,7 @@ def command(ctx: click.Context, recipe: str, nproc: str | None, overrides: dict[
         document: dict[str, Any] = {"ok": False, "problems": [p.as_json() for p in problems]}
         emit(document, as_json, lambda: show_problems(problems, exit_code=2, as_json=False))
         ctx.exit(ConfigError.exit_code)
-    notes = [*loaded.notes, *loaded.idle, *_absent(config.data)]
+    notes = [*loaded.notes, *loaded.shortened, *loaded.idle, *_absent(config.data)]
     document = {"ok": True, **({"notes": notes} if notes else {})}
     if loaded.auto is not None:
         document |= {"layout": asdict(config.layout), "why": said[0]}

@@ -61,6 +61,9 @@ def command(
             Problem(where="--length-penalty", what="out of range", got=str(length_penalty), allowed="-10 to 10")
         )
 
+    if "" in stop:
+        problems.append(Problem(where="--stop", what="the text to end at is empty", attempt="leave it out"))
+
     from gradatim.decode.sampling import Sampling
 
     if temperature is None:
@@ -74,8 +77,11 @@ def command(
     from gradatim.cli.runs import open_run
     from gradatim.decode.beam import beam_search
     from gradatim.decode.generate import generate
+    from gradatim.evaluate.score import unknown_tokens
 
     opened, model = open_run(run, checkpoint)
+    if unknown := unknown_tokens(opened.tokenizer.encode(prompt), opened.tokenizer):
+        say(f"tokens of the prompt that this model does not know: {unknown}")
     streams = not as_json and n == 1 and beams == 1 and sys.stdout.isatty()
     # Words and WordPiece have no token for the space before what follows.
     spaced = prompt[-1:].strip() and opened.tokenizer.token_bytes(opened.tokenizer.boundary) is None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gradatim.cli.output import Table, Verb, emit, json_option, say
+from gradatim.cli.output import Table, Verb, emit, json_option, say, write_file
 from gradatim.config import load_config
 from gradatim.config.settings import NgramConfig
 
@@ -70,7 +70,7 @@ def command(run_root: Path, fresh: bool, steps: int | None, prompt: str, as_json
     )  # fmt: skip
     ladder.save(run_root)
     out = run_root / "report.html"
-    out.write_text(ladder_report(run_root), encoding="utf-8")
+    write_file(out, ladder_report(run_root))
     emit({**asdict(ladder), "report": str(out)}, as_json, lambda: [*_shown(ladder), f"report: {out}"])
 
 

@@ -23,6 +23,12 @@ if TYPE_CHECKING:
     from gradatim.train import Run
 
 
+_NOT_ASKED: dict[str, Any] = dict.fromkeys(
+    ("tokens", "unknown", "bytes", "nats_per_token", "perplexity", "perplexity_without_unknown", "bits_per_byte")
+)
+"""Figures of a language model, null in the JSON of what is none, so that one program reads all runs."""
+
+
 @click.command(cls=Verb)
 @click.argument("runs", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="RUN...")
 @click.option("--text", metavar="PATH", help="A file to judge on [the run's test text, or validation].")
@@ -48,7 +54,7 @@ def command(
     """Judge the model of RUN: each token once, the end of each document included; of a BERT, blanks and pairs."""
     from gradatim.cli.runs import find_run, refuse_choice_and_mean
     from gradatim.config.rules_pairs import is_pairs
-    from gradatim.evaluate.perplexity import evaluate_file, evaluate_tokens
+    from gradatim.evaluate.perplexity import evaluate_file, evaluate_text, evaluate_tokens
 
     problems = []
     if text == "":
@@ -80,14 +86,14 @@ def command(
             what = "this model reads rows, not windows that advance"
             raise ConfigError(Problem(where="--stride", what=what, attempt="leave --stride out"))
         judged = judge_task(opened, checkpoint, text, average)
-        emit(judged, as_json, lambda: _answers(judged))
+        emit(_NOT_ASKED | judged, as_json, lambda: _answers(judged))
         return
     if opened.config.model.kind == "bert":
         if stride is not None:
             what = "this model reads rows, not windows that advance"
             raise ConfigError(Problem(where="--stride", what=what, attempt="leave --stride out"))
         found = _blanks(opened, checkpoint, text, average)
-        emit(found, as_json, lambda: _facts(found))
+        emit(_NOT_ASKED | found, as_json, lambda: _facts(found))
         return
     model = opened.model(checkpoint, say, average)
     if stride is not None and model.context is None:
@@ -98,6 +104,10 @@ def command(
                                   attempt=f"--stride {model.context}"))  # fmt: skip
     if text is not None:
         result = evaluate_file(model, opened.tokenizer, opened.config.data, Path(text), stride, say)
+    elif (split := _files_held_out(opened)) is not None:
+        names = getattr(opened.config.data, split)
+        say(_on(split))
+        result = evaluate_text(model, opened.tokenizer, opened.config.data, names, stride, say, split=split)
     else:
         file = _held_out(opened)
         result = evaluate_tokens(model, opened.tokenizer, file.tokens, file.meta.bytes, stride)
@@ -140,6 +150,22 @@ def judge_task(run: Run, checkpoint: str, text: str | None, average: int) -> dic
     return open_tuned(run, checkpoint, average).judge(found)
 
 
+def _files_held_out(run: Run) -> str | None:
+    """``test`` or ``valid`` where that names files: they are read with the run's tokenizer, without the training text.
+
+    None where there is no such text, or where it is a part of a corpus, which is checked for being the same.
+    """
+    from gradatim.text.sources import is_corpus
+
+    split = "test" if run.config.data.test else "valid"
+    names = getattr(run.config.data, split)
+    return split if names and not any(map(is_corpus, names)) else None
+
+
+def _on(split: str) -> str:
+    return f"on the run's {'validation' if split == 'valid' else split} text"
+
+
 def _held_out(run: Run) -> TokenFile:
     """The run's test text, or its validation text."""
     from gradatim.text.prepare import prepare
@@ -151,11 +177,11 @@ def _held_out(run: Run) -> TokenFile:
             Problem(where=where, what="the run has neither test nor validation text", attempt="--text FILE")
         )
     prepared = prepare(data, say=say)
-    name, file = ("test", prepared.test) if prepared.test is not None else ("validation", prepared.valid)
+    split, file = ("test", prepared.test) if prepared.test is not None else ("valid", prepared.valid)
     assert file is not None
     if prepared.tokenizer.fingerprint != run.tokenizer.fingerprint:
         raise DataError(Problem(where=where, what="the text has changed since the run began", attempt="--text FILE"))
-    say(f"on the run's {name} text")
+    say(_on(split))
     return file
 
 
@@ -168,16 +194,23 @@ def _blanks(run: Run, checkpoint: str, text: str | None, average: int) -> dict[s
     from gradatim.models.bert import BERT
     from gradatim.text.masked_rows import MaskedRows
     from gradatim.text.prepare import prepare
+    from gradatim.text.sources import Tally, read_documents
 
     config = run.config
     model = run.network(checkpoint, say, average)
     assert isinstance(model, BERT)
     with tempfile.TemporaryDirectory() as folder:
-        if text is None:
+        split = None if text is not None else _files_held_out(run)
+        if text is None and split is None:
             file = _held_out(run)
         else:
             own = replace(config.data.tokenizer, path=str(run.directory / "tokenizer.json"))
-            data = replace(config.data, train=(text,), valid=(), test=(), tokenizer=own)
+            names = getattr(config.data, split) if split is not None else (str(text),)
+            data = replace(config.data, train=names, valid=(), test=(), tokenizer=own)
+            if split is not None:
+                say(_on(split))
+            where = "" if split is not None else "--text"  # of what cannot be read
+            next(read_documents(names, split or "test", config.data, Tally(), where), None)
             prepared = prepare(data, Path(folder) / "text", say)
             file = prepared.test or prepared.train  # a corpus that brings its own parts was trained on
         rows = MaskedRows(

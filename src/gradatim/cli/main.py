@@ -3,7 +3,8 @@
 The table of verbs below is static, so that ``gradatim --help`` imports none of them (nor torch or numpy).
 A verb is ``cli/<module>.py`` with a ``command``; ``cli/output.py`` shows how to write one. Exit codes:
 0 fine, 2 wrong command or config, 3 data, 4 checkpoint, 5 environment, 10 stopped after saving, 11 not
-finite; besides these 1 for a defect of ours and 130 for Ctrl-C.
+finite, 12 hang, 13 replicas that differ; besides these 1 for a defect of ours, 130 and 143 for Ctrl-C and SIGTERM where
+nothing was to save.
 """
 
 from __future__ import annotations
@@ -12,17 +13,20 @@ import contextlib
 import errno
 import io
 import os
+import signal
 import sys
 import tempfile
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 
 import click
 
 from gradatim import __version__
 from gradatim.cli.output import show_problems
-from gradatim.errors import ConfigError, GradatimError, Interrupted, LaunchError, Problem
+from gradatim.errors import ConfigError, GradatimError, Interrupted, LaunchError, Problem, Terminated
+from gradatim.streams import lasting_errors
 
 VERBS: dict[str, tuple[str, str]] = {
     "ngrams": ("ngrams", "Count the n-grams of a text: the maximum-likelihood table."),
@@ -110,29 +114,60 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a terminal without UTF-8 shows \\u2026 instead of failing
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    try:
-        with gradatim.make_context("gradatim", list(args)) as ctx:
-            gradatim.invoke(ctx)
-        sys.stdout.flush()
-        return 0
-    except click.exceptions.Exit as stop:  # --help, --version, ctx.exit(code)
-        return stop.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        print("stopped", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        return _reader_left()
-    except Exception as failure:
-        if args[:1] == ["--traceback"]:
-            traceback.print_exc()
-        error = _explain(failure)
-        label = "stopped" if isinstance(error, Interrupted) else "error"
+    with lasting_errors():
         try:
-            show_problems(error.problems, exit_code=error.exit_code, as_json=as_json, label=label)
+            with _termination(), gradatim.make_context("gradatim", list(args)) as ctx:
+                gradatim.invoke(ctx)
             sys.stdout.flush()
+            return 0
+        except click.exceptions.Exit as stop:  # --help, --version, ctx.exit(code)
+            return stop.exit_code
+        except (KeyboardInterrupt, click.Abort):
+            return _stopped(signal.SIGINT, as_json)
+        except Terminated:
+            return _stopped(signal.SIGTERM, as_json)
         except BrokenPipeError:
-            _reader_left()
-        return error.exit_code
+            return _reader_left()
+        except Exception as failure:
+            if args[:1] == ["--traceback"]:
+                traceback.print_exc()
+            error = _explain(failure)
+            label = "stopped" if isinstance(error, Interrupted) else "error"
+            return _show(error.problems, error.exit_code, as_json, label)
+
+
+@contextlib.contextmanager
+def _termination() -> Iterator[None]:
+    """Let SIGTERM unwind what is going on, as Ctrl-C does; whoever has something to save has its own handler."""
+
+    def raise_it(*_: object) -> None:
+        raise Terminated
+
+    ours = threading.current_thread() is threading.main_thread()  # only there may handlers be set
+    ours = ours and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, raise_it)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _stopped(number: signal.Signals, as_json: bool) -> int:
+    """Say that there was nothing to save; the exit code is that which shells give to such an end."""
+    problem = Problem(where="gradatim", what="stopped before there was anything to save", got=number.name)
+    return _show([problem], 128 + number, as_json, "stopped")
+
+
+def _show(problems: Sequence[Problem], exit_code: int, as_json: bool, label: str) -> int:
+    """Show what went wrong, even if nobody is there to read it."""
+    try:
+        show_problems(problems, exit_code=exit_code, as_json=as_json, label=label)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _reader_left()
+    return exit_code
 
 
 def _explain(failure: Exception) -> GradatimError:

@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from gradatim.errors import ConfigError, GradatimError, Problem
+from gradatim.errors import ConfigError, GradatimError, LaunchError, Problem
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,6 +52,8 @@ OVERRIDE = "--override"
 
 GIVEN = "gradatim.given"
 """Where a context keeps the arguments of its verb, rewritten, for ``--help``, which is read before they are."""
+PROBLEMS = "gradatim.problems"
+"""Where a context keeps what is wrong with overrides, for a verb that tells it together with what is wrong besides."""
 
 
 # --------------------------------------------------------------------------- options
@@ -74,6 +76,9 @@ def overrides_argument(function: F) -> F:
 class Verb(click.Command):
     """A command whose flags may be spelt with dashes or underscores, and which may take config overrides."""
 
+    collects = False
+    """Whether the verb itself tells what is wrong with overrides (``ctx.meta[PROBLEMS]``), beside a recipe's faults."""
+
     @property
     def takes_overrides(self) -> bool:
         """Whether the function is decorated with ``overrides_argument``."""
@@ -81,10 +86,19 @@ class Verb(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Rewrite overrides, then let click parse the rest."""
-        ctx.meta[GIVEN] = self._rewrite(ctx, args)
-        return super().parse_args(ctx, list(ctx.meta[GIVEN]))
+        problems: list[Problem] = []
+        ctx.meta[GIVEN] = self._rewrite(ctx, args, problems)
+        if problems and not self.collects:
+            raise ConfigError(*problems)
+        ctx.meta[PROBLEMS] = problems
+        try:
+            return super().parse_args(ctx, list(ctx.meta[GIVEN]))
+        except click.UsageError:
+            if problems:
+                raise ConfigError(*problems) from None
+            raise
 
-    def _rewrite(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def _rewrite(self, ctx: click.Context, args: list[str], problems: list[Problem]) -> list[str]:
         """Turn ``--model.order 5`` into ``--override model.order=5``; spell own flags with dashes."""
         own = {
             option: p
@@ -94,7 +108,6 @@ class Verb(click.Command):
         }
         rewritten: list[str] = []
         given: dict[str, list[str]] = {}
-        problems: list[Problem] = []
         rest = iter(enumerate(args))
         for index, token in rest:
             if token == "--":
@@ -120,13 +133,15 @@ class Verb(click.Command):
                 given.setdefault(name, []).append(value or '""')
             else:
                 problems.append(self._unknown(ctx, flag, own))
+                following = args[index + 1] if index + 1 < len(args) else "--"
+                named = any(not each.startswith("-") for each in rewritten)
+                if self.collects and named and not equals and not following.startswith("--"):
+                    next(rest)  # its value, and no second recipe
         problems += [
             Problem(where=f"--{name}", what="this override is given more than once", got=" and ".join(values),
                     allowed="one value", attempt=f"keep one: --{name} {values[-1]}")
             for name, values in given.items() if len(values) > 1
         ]  # fmt: skip
-        if problems:
-            raise ConfigError(*problems)
         return rewritten
 
     def _unknown(self, ctx: click.Context, flag: str, own: Iterable[str]) -> Problem:
@@ -173,6 +188,12 @@ class Verb(click.Command):
         except GradatimError:
             return named, None
         return named, None if loaded.problems else loaded.config
+
+
+class RecipeVerb(Verb):
+    """A verb that reads a recipe, and tells what is wrong with it and with its overrides at once."""
+
+    collects = True
 
 
 def is_override(flag: str) -> bool:
@@ -286,6 +307,20 @@ def jsonable(value: object) -> Any:
 def say(message: str) -> None:
     """Tell people something on standard error, where it never mixes with an answer."""
     print(message, file=sys.stderr, flush=True)
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write what a verb was asked to leave behind, with the folders above it.
+
+    Raises:
+        LaunchError: it cannot be written there.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    except OSError as error:
+        what = f"this file cannot be written ({error.strerror or error})"
+        raise LaunchError(Problem(where=str(path), what=what, attempt="name another path")) from None
 
 
 def console(*, stderr: bool = False) -> Console:

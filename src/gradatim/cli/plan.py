@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gradatim.cli.output import Table, Verb, emit, json_option, say
+from gradatim.cli.output import Table, Verb, emit, json_option, say, write_file
 from gradatim.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -194,9 +194,8 @@ def _nothing(asked: Asked, found: Found) -> Problem:
     allowed = f"{machine.device.memory / GIB:.1f} GiB on a {machine.device.name}"
     free = replace(fixed, tp=None, pp=None, dp=None)
     knobs: list[str] = []
-    if (fixed.tp or fixed.pp or fixed.dp) and search(
-        shape, machine, devices, batch, fixed=free, top=1, stack=limits
-    ).best:
+    cut = bool(fixed.tp or fixed.pp or fixed.dp)
+    if cut and search(shape, machine, devices, batch, fixed=free, top=1, stack=limits).best:
         knobs.append("fix neither tp, pp nor dp")
     if fixed.recompute not in (None, "full") and "full" in machine.stack.recompute:
         freer = replace(fixed, recompute="full")
@@ -206,7 +205,7 @@ def _nothing(asked: Asked, found: Found) -> Problem:
     while not knobs and times <= LARGER:
         more = search(shape, machine, devices * times, batch, fixed=free, top=1, stack=limits)
         if more.best:
-            knobs.append(f"--gpus {devices * times}")
+            knobs.append("fix neither tp, pp nor dp, and " * cut + f"--gpus {devices * times}")
         times *= 2
     attempt = " or ".join(knobs) or "a smaller model, or a larger batch so that more devices can share it"
     return Problem(where=where, what="nothing fits", got=got, allowed=allowed, attempt=attempt)
@@ -269,6 +268,5 @@ def _whole_if_large(cell: Any) -> Any:
 
 
 def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    write_file(path, text)
     say(f"wrote {path}")

@@ -119,7 +119,7 @@ def _fitted(recipe: str, overrides: dict[str, str], rank_text: str, world_text: 
     if problems:
         raise ConfigError(*problems)
     assert rank is not None
-    for note in loaded.notes:
+    for note in (*loaded.notes, *loaded.shortened):
         say(f"note: {note}")
     return loaded.config, rank
 

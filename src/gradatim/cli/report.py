@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from gradatim.cli.output import Verb, emit, json_option
+from gradatim.cli.output import Verb, emit, json_option, write_file
 
 
 @click.command(cls=Verb)
@@ -19,6 +19,5 @@ def command(run: Path, out: Path, as_json: bool) -> None:
     from gradatim.report.run import run_report
 
     text = ladder_report(run) if (run / FILE).is_file() else run_report(run)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(text, encoding="utf-8")
+    write_file(out, text)
     emit({"file": str(out), "bytes": len(text.encode())}, as_json, lambda: str(out))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gradatim.cli.output import Table, Verb, emit, json_option, say
+from gradatim.cli.output import Table, Verb, emit, json_option, say, write_file
 from gradatim.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -89,8 +89,7 @@ def command(
     duration = durations(*(times[0] if len(times) == 1 else times for times in (forwards, backwards)))
     simulation = simulate(schedule, duration, wait[0])
     if svg:
-        svg.parent.mkdir(parents=True, exist_ok=True)
-        svg.write_text(draw_svg(simulation), encoding="utf-8")
+        write_file(svg, draw_svg(simulation))
         say(f"wrote {svg}")
     listed = lower(schedule, duration) if communication else schedule
     found = formula(simulation)

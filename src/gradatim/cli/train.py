@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gradatim.cli.auto import nproc_option, settled
-from gradatim.cli.output import Table, Verb, emit, json_option, overrides_argument, say
+from gradatim.cli.output import PROBLEMS, RecipeVerb, Table, emit, json_option, overrides_argument, say
 from gradatim.cli.seeds import read_seeds, seeds_table, train_seeds
 from gradatim.cli.starting import source_model
 from gradatim.config import load
@@ -32,7 +32,7 @@ PATIENCE = 3.0
 """Seconds that other ranks leave the first one to say what is wrong: launchers end all as soon as one ends."""
 
 
-@click.command(cls=Verb)
+@click.command(cls=RecipeVerb)
 @click.argument("recipe")
 @click.option(
     "--run", "directory", type=click.Path(path_type=Path), help="Where the run is kept [a new one under runs/]."
@@ -44,8 +44,9 @@ PATIENCE = 3.0
 @nproc_option
 @overrides_argument
 @json_option
+@click.pass_context
 def command(
-    recipe: str, directory: Path | None, resume: bool, seeds_text: str | None, nproc: str | None,
+    ctx: click.Context, recipe: str, directory: Path | None, resume: bool, seeds_text: str | None, nproc: str | None,
     overrides: dict[str, str], as_json: bool,
 ) -> None:  # fmt: skip
     """Train RECIPE, a packaged recipe or a YAML file.
@@ -56,11 +57,12 @@ def command(
     place = given_place()
     with _one_voice(place):
         loaded = load(recipe, overrides, source_model=source_model)
-        if loaded.problems:
-            raise ConfigError(*loaded.problems)
+        if problems := (*ctx.meta[PROBLEMS], *loaded.problems):
+            raise ConfigError(*problems)
         tell = say if place is None or place.rank == 0 else _nobody
         config = settled(loaded, nproc, tell, place=place, run=directory if resume else None)
-        for note in (*loaded.notes, *loaded.idle):
+        goes_on = resume and directory is not None and (directory / "config.yaml").is_file()
+        for note in (*loaded.notes, *(() if goes_on else loaded.shortened), *loaded.idle):
             tell(f"note: {note}")
         if resume and directory is None:
             raise ConfigError(Problem(where="--resume", what="which run is to go on?", attempt="--run DIR --resume"))
@@ -89,10 +91,17 @@ def command(
             for name in ("warmup", "decay_steps")
             if f"optimizer.{name}" not in overrides
         }
+        optimizer = replace(config.optimizer, **began)
+        fall = optimizer.decay_steps if optimizer.schedule == "warmup-stable-decay" else 0
+        if (least := optimizer.warmup + (fall or 0)) > config.steps:
+            what = "the run keeps the warm-up and final fall with which it began, and they are longer than this"
+            allowed = f"at least {least}"
+            raise ConfigError(Problem(where="--steps", what=what, got=str(config.steps), allowed=allowed,
+                                      attempt=f"--steps {least}, or another --run"))  # fmt: skip
         for name, value in began.items():
             if value != getattr(config.optimizer, name):
                 say(f"the run keeps optimizer.{name} {value}, with which it began")
-        return chosen, replace(config, optimizer=replace(config.optimizer, **began))
+        return chosen, replace(config, optimizer=optimizer)
 
     def here(config: RunConfig, directory: Path) -> TrainResult:
         """A run of this process, or of workers that it starts."""

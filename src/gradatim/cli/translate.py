@@ -65,9 +65,10 @@ def command(
                     attempt=str(picture.with_suffix(".png")))
         )  # fmt: skip
     elif picture is not None and not picture.absolute().parent.is_dir():
+        missing = not any(above.is_file() for above in picture.absolute().parents)
         problems.append(
             Problem(where="--attention", what="there is no such folder", got=str(picture.parent),
-                    attempt=f"mkdir -p {picture.parent}")
+                    attempt=f"mkdir -p {picture.parent}" if missing else "a file stands there: name another path")
         )  # fmt: skip
     if problems:
         raise ConfigError(*problems)
@@ -115,6 +116,9 @@ def _lines(name: str) -> list[str]:
                                 "input")) from None  # fmt: skip
     except IsADirectoryError:
         raise DataError(Problem(where=name, what="this is a folder", allowed="a file, a sentence a line")) from None
+    except OSError as error:
+        what = f"the text cannot be read ({error.strerror or error})"
+        raise DataError(Problem(where=name, what=what, attempt="change its permissions, or name another")) from None
     refuse_binary(Path(name), io.BytesIO(raw))
     text = raw.decode("utf-8", "replace").removeprefix("\ufeff").replace("\r\n", "\n")
     if "\ufffd" in text and b"\xef\xbf\xbd" not in raw:

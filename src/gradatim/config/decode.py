@@ -23,7 +23,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from gradatim.config.describe import hints, option_names, type_text, variants
 from gradatim.config.rules import RANGES, interval_text
-from gradatim.config.tree import Entry
+from gradatim.config.tree import Entry, flow_sequence
 from gradatim.errors import Problem
 
 
@@ -40,6 +40,10 @@ def likeliest(name: str) -> str:
 
 _BROKEN: Any = object()
 _NULLS = {"", "~", "null", "Null", "NULL"}
+_PRECISIONS = {
+    "fp16": "bf16", "float16": "bf16", "half": "bf16", "bfloat16": "bf16", "float32": "fp32", "float64": "fp64",
+}  # fmt: skip
+"""Other libraries' names; who asks for 16 bits of the older kind means 16 bits."""
 _MEANT = {"yes": "true", "on": "true", "1": "true", "no": "false", "off": "false", "0": "false"}
 
 
@@ -177,7 +181,10 @@ def _coerce(hint: Any, entry: Entry) -> Any:
                 return _coerce(other, entry)
         return _coerce(first, entry)
     if origin is tuple:
-        if isinstance(text, str):
+        listed = flow_sequence(entry)
+        if listed is not None:
+            text = listed
+        elif isinstance(text, str):
             parts = [part.strip() for part in text.split(",")] if text else []
             if not all(parts):
                 raise _WrongError(",".join(filter(None, parts)))
@@ -193,7 +200,8 @@ def _coerce(hint: Any, entry: Entry) -> Any:
     if origin is Literal:
         choices = {str(choice): choice for choice in arguments}
         if text not in choices:
-            raise _WrongError(nearest(text, choices))
+            other = _PRECISIONS.get(text.lower())
+            raise _WrongError(other if other in choices else nearest(text, choices))
         return choices[text]
     if hint is bool:
         answers = {"true": True, "false": False}

@@ -22,9 +22,9 @@ def feed_forward_width(config: GptConfig | BertConfig | TransformerConfig) -> in
     return 4 * config.d_model
 
 
-def loss_unit(config: RunConfig) -> str:
-    """What a run's loss is counted in."""
-    if config.task.lm_weight > 0:
+def loss_unit(config: RunConfig, validation: bool = False) -> str:
+    """What a run's loss is counted in; validation of a task leaves out the words that are learned beside it."""
+    if config.task.lm_weight > 0 and not validation:
         return "nats per row, and " + ("per blank" if isinstance(config.model, BertConfig) else "of next tokens")
     if config.task.kind == "none" and isinstance(config.model, BertConfig):
         return "nats per blank" + (", and per pair" if config.model.pairs != "none" else "")

@@ -38,6 +38,8 @@ class Loaded:
     """Everything wrong with it."""
     notes: tuple[str, ...]
     """What an override changed besides the field it names."""
+    shortened: tuple[str, ...] = ()
+    """Of what ``--steps`` takes along, which a run that goes on keeps as it was."""
     auto: frozenset[str] | None = None
     """Where the layout is ``auto``: its fields that are stated all the same; ``plan.auto`` chooses the others."""
 
@@ -67,7 +69,7 @@ def load_config(
     if loaded.auto is not None and not any_layout:
         what = "this needs a layout, and auto is none yet: gradatim check shows the one that it stands for"
         raise ConfigError(Problem(where=f"{recipe}: layout", what=what, got=AUTO, attempt="tp, pp, dp, …"))
-    for note in loaded.notes:
+    for note in (*loaded.notes, *loaded.shortened):
         log.warning("%s", note)
     return loaded.config
 
@@ -99,6 +101,7 @@ def load(
         found += error.problems
         tree = Entry({}, str(recipe))
     tree, notes = _make_way(tree, given)
+    tree, shortened = _shorten(tree, given)
     tree, auto = _automatic(tree, given, notes)
     tree = merge(tree, given, found)
     if source_model is not None:
@@ -111,6 +114,7 @@ def load(
         config=config,
         problems=tuple(sorted(found, key=_reading_order)),
         notes=tuple(notes),
+        shortened=tuple(shortened),
         auto=stated if auto else None,
     )
 
@@ -264,15 +268,16 @@ def _make_way(tree: Entry, overrides: Mapping[str, str]) -> tuple[Entry, list[st
         if dropped:
             names = ", ".join(f"model.{key}" for key in dropped)
             notes.append(f"--model.kind {kind} drops the recipe's fields of another kind: {names}")
-    return _shorten(tree, overrides, notes), notes
+    return tree, notes
 
 
 _TEXTS = {f"{split}{side}" for split in ("train", "valid", "test") for side in ("", "_source", "_target")}
 """Settings that name text: naming what is learned from replaces them all."""
 
 
-def _shorten(tree: Entry, overrides: Mapping[str, str], notes: list[str]) -> Entry:
+def _shorten(tree: Entry, overrides: Mapping[str, str]) -> tuple[Entry, list[str]]:
     """Let a trial run be short: ``--steps 20`` takes a recipe's longer warm-up and final fall along."""
+    notes: list[str] = []
     steps = overrides.get("steps", "")
     for name in ("warmup", "decay_steps"):
         entry = tree.at("optimizer", name)
@@ -282,7 +287,7 @@ def _shorten(tree: Entry, overrides: Mapping[str, str], notes: list[str]) -> Ent
             tenth = str(max(int(steps) // 10, 1 if name == "decay_steps" else 0))
             notes.append(f"--steps {steps} shortens the recipe's optimizer.{name} from {entry.value} to {tenth}")
             tree = merge(tree, {f"optimizer.{name}": tenth}, [])
-    return tree
+    return tree, notes
 
 
 def _is_number(text: str) -> bool:

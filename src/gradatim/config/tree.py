@@ -163,6 +163,22 @@ def _entry(node: yaml.Node, name: str, problems: list[Problem], seen: set[int]) 
     return Entry(fields, where)
 
 
+def flow_sequence(entry: Entry) -> list[Entry] | None:
+    """The items of text such as ``[a, "b,c"]``, as an override may spell a list; None where it is none."""
+    text = entry.value
+    if not isinstance(text, str) or not (text.startswith("[") and text.endswith("]")):
+        return None
+    found: list[Problem] = []
+    try:
+        tree = _read_tree(f"list: {text}".encode(), entry.where, found)
+    except ConfigError:
+        return None
+    items = tree.at("list")
+    if found or items is None or not isinstance(items.value, list):
+        return None
+    return [dataclasses.replace(item, where=entry.where) for item in items.value]
+
+
 # --------------------------------------------------------------------------- overrides
 
 

@@ -75,11 +75,26 @@ def evaluate_file(
     say: Callable[[str], None] = lambda _: None,
 ) -> Evaluation:
     """Judge a model on a file, cut into documents as its training text was; what was odd about it is said."""
+    return evaluate_text(model, tokenizer, data, (str(path),), stride, say, where="--text")
+
+
+def evaluate_text(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    data: DataConfig,
+    names: tuple[str, ...],
+    stride: int | None = None,
+    say: Callable[[str], None] = lambda _: None,
+    *,
+    split: str = "test",
+    where: str = "",
+) -> Evaluation:
+    """As ``evaluate_file``, on all that some names stand for; ``where`` they were named, if not in ``data.SPLIT``."""
     tally = Tally()
-    documents = list(read_documents((str(path),), "test", data, tally, where="--text"))
+    documents, told = list(read_documents(names, split, data, tally, where)), ", ".join(names)
     if not documents:
-        raise DataError(Problem(where=str(path), what="there is no text in it", attempt="name a file that holds text"))
-    tally.tell(say, str(path))
+        raise DataError(Problem(where=told, what="there is no text in it", attempt="name a file that holds text"))
+    tally.tell(say, told)
     end = np.array([tokenizer.boundary])
     tokens = np.concatenate([part for ids in tokenizer.encode_batch(documents) for part in (ids, end)])
     return evaluate_tokens(model, tokenizer, tokens, tally.bytes, stride)

@@ -31,7 +31,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from gradatim.config.derived import world_size
 from gradatim.config.settings import LayoutConfig
-from gradatim.errors import GradatimError, Interrupted, LaunchError, Problem
+from gradatim.errors import GradatimError, Interrupted, LaunchError, Problem, Terminated
 from gradatim.parallel.mesh import Mesh, create_mesh
 from gradatim.parallel.place import Place
 from gradatim.parallel.verdict import verdict
@@ -335,6 +335,8 @@ def _end_by(number: signal.Signals) -> None:
     """End as a process does that has no handler for the signal."""
     if number == signal.SIGINT:
         raise KeyboardInterrupt
+    if number == signal.SIGTERM:
+        raise Terminated
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
     time.sleep(1)

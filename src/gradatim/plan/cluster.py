@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import stat
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -239,11 +239,24 @@ def load_cluster(name: str | Path) -> Cluster:
         content = _read(Path(text))
     found: list[Problem] = []
     decoder = Decoder(problems=found)
-    cluster: Cluster = decoder.value(Cluster, read_tree(content, text, found))
+    try:
+        tree = read_tree(content, text, found)
+    except ConfigError as error:
+        raise ConfigError(*map(_of_a_cluster, error.problems)) from None
+    found[:] = map(_of_a_cluster, found)
+    cluster: Cluster = decoder.value(Cluster, tree)
     found += _impossible(cluster, decoder)
     if found:
         raise ConfigError(*found)
     return cluster
+
+
+def _of_a_cluster(problem: Problem) -> Problem:
+    """What is said of a recipe that cannot be read, said of a cluster file."""
+    what = problem.what.replace("recipe", "cluster file")
+    attempt = "a packaged one, or gradatim calibrate --out here.yaml" if "gradatim check" in problem.attempt else None
+    allowed = "device: {…}, node: {…}, stack: {…}" if problem.allowed == "steps: 100" else problem.allowed
+    return replace(problem, what=what, allowed=allowed, attempt=problem.attempt if attempt is None else attempt)
 
 
 def cluster_to_yaml(cluster: Cluster) -> str:

@@ -13,6 +13,7 @@ import gzip
 import importlib
 import io
 import json
+import os
 import re
 import zlib
 from collections import Counter
@@ -64,6 +65,11 @@ def brings_its_own_splits(names: tuple[str, ...]) -> bool:
     return bool(names) and all(name in embedded.CORPORA or name in NAMED for name in names)
 
 
+def is_corpus(name: str) -> bool:
+    """Whether the name is a corpus, whose parts are told apart by the split that is asked for, and no file."""
+    return name in embedded.CORPORA or name in NAMED or name.startswith("hf:")
+
+
 def named(name: str) -> dict[str, list[str]]:
     """The parts of a corpus of ``NAMED``."""
     parts: dict[str, list[str]] = importlib.import_module(NAMED[name]).corpus()
@@ -71,15 +77,25 @@ def named(name: str) -> dict[str, list[str]]:
 
 
 def files_of(name: str) -> list[Path]:
-    """The files that a name stands for: itself, the .txt files below a folder, or those that a pattern matches."""
+    """The files that a name stands for: itself, the .txt files below a folder, or those that a pattern matches.
+
+    Raises:
+        DataError: one may not be read.
+    """
     if not name:  # an unset variable of a shell script must not stand for the folder one happens to be in
         return []
     path = Path(name)
     if path.is_dir():
-        return sorted(path.rglob("*.txt"))
-    if not path.exists() and any(mark in name for mark in "*?["):
-        return [Path(found) for found in sorted(glob.glob(name, recursive=True)) if Path(found).is_file()]  # noqa: PTH207 - may be absolute
-    return [path] if path.is_file() else []
+        found = sorted(path.rglob("*.txt"))
+    elif not path.exists() and any(mark in name for mark in "*?["):
+        found = [Path(each) for each in sorted(glob.glob(name, recursive=True)) if Path(each).is_file()]  # noqa: PTH207 - may be absolute
+    else:
+        found = [path] if path.is_file() else []
+    for each in found:
+        if not os.access(each, os.R_OK):
+            what = "the text may not be read (Permission denied)"
+            raise DataError(Problem(where=str(each), what=what, attempt="change its permissions, or name another"))
+    return found
 
 
 def read_documents(
@@ -132,7 +148,7 @@ def _no_text(name: str, where: str) -> DataError:
     prepared = sorted(folder.glob("*.idx")) if folder.is_dir() else []
     if prepared or is_token_file(Path(f"{name}.idx")):
         return _tokens(name, folder if prepared else folder.parent)
-    what, attempt = "there is no such file or corpus", "check the path"
+    what, attempt = "there is no such file or corpus", f"check the path, which is read from {Path.cwd()}"
     if folder.is_dir():
         what, attempt = "there is no .txt file in this folder", f"files of other names by a pattern: '{folder}/*'"
     known = ", ".join([*embedded.CORPORA, *NAMED])

@@ -233,7 +233,8 @@ class Trainer:
         row["valid_loss"] = loss
         counters.judged(loss)
         best = math.nan if counters.best is None else counters.best
-        progress.note(f"step {counters.step}  validation loss {loss:.4f} {loss_unit(self.config)} (best {best:.4f})")
+        unit = loss_unit(self.config, validation=True)
+        progress.note(f"step {counters.step}  validation loss {loss:.4f} {unit} (best {best:.4f})")
 
     def valid_loss(self, stop: Callable[[], bool] = lambda: False) -> float:
         """Nats per validation token."""

@@ -54,9 +54,9 @@ def import_directory(source: Path, directory: Path, say: Callable[[str], None] =
     """
     run = Run(directory)
     if run.exists:
-        raise config_error_existing(directory)
+        raise config_error_existing(directory, "name another RUN")
     if run.foreign:
-        raise config_error_foreign(directory)
+        raise config_error_foreign(directory, "name a RUN that is empty or new")
     found = open_directory(source)
     tokenizer, told = tokenizer_of(found)
     if tokenizer.vocab_size > found.vocab_size:
