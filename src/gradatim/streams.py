@@ -7,10 +7,14 @@ line of progress that nobody sees.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Iterator
 from typing import Any, TextIO
+
+_GONE = (errno.EPIPE, errno.EIO)
+"""A reader that left, and a terminal."""
 
 
 class Lasting:
@@ -34,7 +38,9 @@ class Lasting:
     def _unread(self) -> Iterator[None]:
         try:
             yield
-        except BrokenPipeError:
+        except OSError as error:
+            if error.errno not in _GONE:  # a full disk may have room again
+                return
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
@@ -47,6 +53,9 @@ class Lasting:
 def lasting_errors() -> Iterator[None]:
     """Within it ``sys.stderr`` is such a stream."""
     before = sys.stderr
+    if before is None:  # closed: ``2>&-``
+        yield
+        return
     sys.stderr = Lasting(before)
     try:
         yield

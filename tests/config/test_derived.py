@@ -22,8 +22,12 @@ from gradatim.config.settings_task import TaskConfig
             RunConfig(model=GptConfig(), task=TaskConfig(kind="classify", lm_weight=0.5)),
             "nats per row, and of next tokens",
         ),
+        (
+            RunConfig(model=BertConfig(), task=TaskConfig(kind="classify", lm_weight=0.5)),
+            "nats per row, and per blank",
+        ),
     ],
 )
 def test_a_loss_has_the_unit_of_its_terms(config: RunConfig, unit: str) -> None:
     assert loss_unit(config) == unit
-    assert loss_unit(config, validation=True) == unit.removesuffix(", and of next tokens")
+    assert loss_unit(config, validation=True) == unit if config.task.kind == "none" else unit.split(", and")[0]

@@ -33,6 +33,11 @@ def test_packaged_recipes_have_none(name: str) -> None:
         ("bigram", {"layout.microbatch": "1"}, ["layout.microbatch 1"]),
         ("gpt", {"model.positions": "learned", "model.rope_theta": "5"}, ["model.rope_theta 5.0"]),
         ("gpt", {"model.positions": "rotary", "model.rope_theta": "5"}, []),
+        (
+            "bert",
+            {"model.position_vectors": "sinusoidal", "init_from": "runs/x"},
+            ["model.position_vectors sinusoidal"],
+        ),
         ("bert", {"model.first_steps": "9"}, ["model.first_steps 9"]),
         ("bert", {"model.first_length": "9"}, ["model.first_length 9"]),
         ("bert", {"model.first_length": "9", "model.first_steps": "9"}, []),

@@ -83,7 +83,7 @@ def _refuse(out: Path) -> None:
             )
         )
     if not os.access(out.absolute().parent, os.W_OK):
-        what = "files may not be written in this folder (Permission denied)"
+        what = "files may not be written in this folder"
         raise LaunchError(Problem(where=f"--out {out}", what=what, attempt="name a file elsewhere"))
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _NOT_ASKED: dict[str, Any] = dict.fromkeys(
     ("tokens", "unknown", "bytes", "nats_per_token", "perplexity", "perplexity_without_unknown", "bits_per_byte")
 )
-"""Figures of a language model, null in the JSON of what is none, so that one program reads all runs."""
+"""Figures of language models and translators, null in the JSON of other models: one program reads all runs."""
 
 
 @click.command(cls=Verb)
@@ -194,7 +194,7 @@ def _blanks(run: Run, checkpoint: str, text: str | None, average: int) -> dict[s
     from gradatim.models.bert import BERT
     from gradatim.text.masked_rows import MaskedRows
     from gradatim.text.prepare import prepare
-    from gradatim.text.sources import Tally, read_documents
+    from gradatim.text.sources import Tally, is_corpus, read_documents
 
     config = run.config
     model = run.network(checkpoint, say, average)
@@ -209,8 +209,11 @@ def _blanks(run: Run, checkpoint: str, text: str | None, average: int) -> dict[s
             data = replace(config.data, train=names, valid=(), test=(), tokenizer=own)
             if split is not None:
                 say(_on(split))
-            where = "" if split is not None else "--text"  # of what cannot be read
-            next(read_documents(names, split or "test", config.data, Tally(), where), None)
+            if not any(map(is_corpus, names)):  # say where the files that cannot be read were named
+                where = "" if split is not None else "--text"
+                if next(read_documents(names, split or "test", config.data, Tally(), where), None) is None:
+                    raise DataError(Problem(where=", ".join(names), what="there is no text in it",
+                                            attempt="name a file that holds text"))  # fmt: skip
             prepared = prepare(data, Path(folder) / "text", say)
             file = prepared.test or prepared.train  # a corpus that brings its own parts was trained on
         rows = MaskedRows(

@@ -4,7 +4,7 @@ The table of verbs below is static, so that ``gradatim --help`` imports none of 
 A verb is ``cli/<module>.py`` with a ``command``; ``cli/output.py`` shows how to write one. Exit codes:
 0 fine, 2 wrong command or config, 3 data, 4 checkpoint, 5 environment, 10 stopped after saving, 11 not
 finite, 12 hang, 13 replicas that differ; besides these 1 for a defect of ours, 130 and 143 for Ctrl-C and SIGTERM where
-nothing was to save.
+nothing was left to save, 141 where the answer's reader left.
 """
 
 from __future__ import annotations
@@ -138,13 +138,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _termination() -> Iterator[None]:
-    """Let SIGTERM unwind what is going on, as Ctrl-C does; whoever has something to save has its own handler."""
+    """Let SIGTERM unwind what is going on, as Ctrl-C does; whoever has something to save has its own handler.
+
+    Not in a rank that a launcher started: it may wait in C++ code, where no handler of Python's is ever run.
+    """
 
     def raise_it(*_: object) -> None:
         raise Terminated
 
     ours = threading.current_thread() is threading.main_thread()  # only there may handlers be set
-    ours = ours and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    ours = ours and _rank() is None and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     if ours:
         signal.signal(signal.SIGTERM, raise_it)
     try:
@@ -155,9 +158,18 @@ def _termination() -> Iterator[None]:
 
 
 def _stopped(number: signal.Signals, as_json: bool) -> int:
-    """Say that there was nothing to save; the exit code is that which shells give to such an end."""
-    problem = Problem(where="gradatim", what="stopped before there was anything to save", got=number.name)
-    return _show([problem], 128 + number, as_json, "stopped")
+    """Say so, once for all ranks; the exit code is that which shells give to such an end."""
+    if _rank() in (None, "0"):
+        what, attempt = "stopped by a signal where nothing was left to save", "the same command again"
+        _show(
+            [Problem(where="gradatim", what=what, got=number.name, attempt=attempt)], 128 + number, as_json, "stopped"
+        )
+    return 128 + number
+
+
+def _rank() -> str | None:
+    """The process's number among those that torchrun or Slurm started; None where neither did."""
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID"))
 
 
 def _show(problems: Sequence[Problem], exit_code: int, as_json: bool, label: str) -> int:

@@ -93,10 +93,14 @@ class Verb(click.Command):
         ctx.meta[PROBLEMS] = problems
         try:
             return super().parse_args(ctx, list(ctx.meta[GIVEN]))
-        except click.UsageError:
-            if problems:
-                raise ConfigError(*problems) from None
-            raise
+        except click.UsageError as error:
+            if not problems:
+                raise
+            what = error.format_message().rstrip(".")
+            besides = Problem(
+                where=ctx.command_path, what=what[:1].lower() + what[1:], attempt=f"{ctx.command_path} --help"
+            )
+            raise ConfigError(*problems, besides) from None
 
     def _rewrite(self, ctx: click.Context, args: list[str], problems: list[Problem]) -> list[str]:
         """Turn ``--model.order 5`` into ``--override model.order=5``; spell own flags with dashes."""
@@ -108,6 +112,7 @@ class Verb(click.Command):
         }
         rewritten: list[str] = []
         given: dict[str, list[str]] = {}
+        named = False  # whether the recipe has been met
         rest = iter(enumerate(args))
         for index, token in rest:
             if token == "--":
@@ -117,6 +122,7 @@ class Verb(click.Command):
             dashed = "--" + flag[2:].replace("_", "-")
             if not flag.startswith("--"):
                 rewritten.append(token)
+                named = named or not flag.startswith("-")
             elif dashed in own and dashed != OVERRIDE:
                 rewritten.append(dashed + equals + value)
                 if not equals and not own[dashed].is_flag:
@@ -134,9 +140,9 @@ class Verb(click.Command):
             else:
                 problems.append(self._unknown(ctx, flag, own))
                 following = args[index + 1] if index + 1 < len(args) else "--"
-                named = any(not each.startswith("-") for each in rewritten)
-                if self.collects and named and not equals and not following.startswith("--"):
-                    next(rest)  # its value, and no second recipe
+                value_follows = not equals and not following.startswith("--")
+                if self.collects and value_follows and (named or not _may_be_recipe(following)):
+                    next(rest)
         problems += [
             Problem(where=f"--{name}", what="this override is given more than once", got=" and ".join(values),
                     allowed="one value", attempt=f"keep one: --{name} {values[-1]}")
@@ -190,8 +196,14 @@ class Verb(click.Command):
         return named, None if loaded.problems else loaded.config
 
 
+def _may_be_recipe(token: str) -> bool:
+    from gradatim.config import recipe_names
+
+    return token in recipe_names() or Path(token).is_file()
+
+
 class RecipeVerb(Verb):
-    """A verb that reads a recipe, and tells what is wrong with it and with its overrides at once."""
+    """A verb that judges a recipe (``check``, ``train``): what is wrong with it and with its options comes at once."""
 
     collects = True
 

@@ -21,6 +21,7 @@ from gradatim.cli.seeds import read_seeds, seeds_table, train_seeds
 from gradatim.cli.starting import source_model
 from gradatim.config import load
 from gradatim.config.derived import world_size
+from gradatim.config.rules import problems
 from gradatim.config.settings import RunConfig
 from gradatim.errors import ConfigError, GradatimError, Problem
 from gradatim.parallel.place import Place, before_torch, given_place, refuse_other_world
@@ -57,12 +58,11 @@ def command(
     place = given_place()
     with _one_voice(place):
         loaded = load(recipe, overrides, source_model=source_model)
-        if problems := (*ctx.meta[PROBLEMS], *loaded.problems):
-            raise ConfigError(*problems)
+        if wrong := (*ctx.meta[PROBLEMS], *loaded.problems):
+            raise ConfigError(*wrong)
         tell = say if place is None or place.rank == 0 else _nobody
         config = settled(loaded, nproc, tell, place=place, run=directory if resume else None)
-        goes_on = resume and directory is not None and (directory / "config.yaml").is_file()
-        for note in (*loaded.notes, *(() if goes_on else loaded.shortened), *loaded.idle):
+        for note in (*loaded.notes, *loaded.idle):
             tell(f"note: {note}")
         if resume and directory is None:
             raise ConfigError(Problem(where="--resume", what="which run is to go on?", attempt="--run DIR --resume"))
@@ -82,8 +82,12 @@ def command(
         """The run's directory, and the settings that a run which goes on keeps."""
         return kept(config, directory or new_directory(Path(recipe).stem))
 
+    shortened = list(loaded.shortened)  # told once, of whichever run is the first that begins
+
     def kept(config: RunConfig, chosen: Path) -> tuple[Path, RunConfig]:
         if not resume or not Run(chosen).exists:
+            while shortened:
+                say(f"note: {shortened.pop(0)}")
             return chosen, config
         # --steps shortens a warm-up that was not asked for; a run that goes on keeps the one it began with.
         began = {
@@ -91,17 +95,18 @@ def command(
             for name in ("warmup", "decay_steps")
             if f"optimizer.{name}" not in overrides
         }
-        optimizer = replace(config.optimizer, **began)
-        fall = optimizer.decay_steps if optimizer.schedule == "warmup-stable-decay" else 0
-        if (least := optimizer.warmup + (fall or 0)) > config.steps:
+        whole = replace(config, optimizer=replace(config.optimizer, **began))
+        if whole != config and problems(whole):
             what = "the run keeps the warm-up and final fall with which it began, and they are longer than this"
+            fall = began.get("decay_steps") if config.optimizer.schedule == "warmup-stable-decay" else 0
+            least = whole.optimizer.warmup + (fall or 0)
             allowed = f"at least {least}"
             raise ConfigError(Problem(where="--steps", what=what, got=str(config.steps), allowed=allowed,
                                       attempt=f"--steps {least}, or another --run"))  # fmt: skip
         for name, value in began.items():
             if value != getattr(config.optimizer, name):
                 say(f"the run keeps optimizer.{name} {value}, with which it began")
-        return chosen, replace(config, optimizer=optimizer)
+        return chosen, whole
 
     def here(config: RunConfig, directory: Path) -> TrainResult:
         """A run of this process, or of workers that it starts."""

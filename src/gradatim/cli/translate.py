@@ -107,7 +107,7 @@ def command(
 
 def _lines(name: str) -> list[str]:
     """The sentences of a file or of standard input."""
-    from gradatim.text.sources import refuse_binary
+    from gradatim.text.sources import Tally, mend, refuse_binary
 
     try:
         raw = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
@@ -120,7 +120,7 @@ def _lines(name: str) -> list[str]:
         what = f"the text cannot be read ({error.strerror or error})"
         raise DataError(Problem(where=name, what=what, attempt="change its permissions, or name another")) from None
     refuse_binary(Path(name), io.BytesIO(raw))
-    text = raw.decode("utf-8", "replace").removeprefix("\ufeff").replace("\r\n", "\n")
+    text = mend(raw.decode("utf-8", "replace").removeprefix("\ufeff"), Tally())
     if "\ufffd" in text and b"\xef\xbf\xbd" not in raw:
         say(f"{name}: bytes that are not UTF-8 were replaced")
     if not text:

@@ -49,6 +49,8 @@ def _model(config: RunConfig) -> Iterator[Field]:
             yield "model.discount_fallback", f"smoothing is {model.smoothing}"
     if isinstance(model, GptConfig) and model.positions != "rotary":
         yield "model.rope_theta", f"positions are {model.positions}"
+    if isinstance(model, BertConfig) and config.init_from is not None:
+        yield "model.position_vectors", "the weights to start from have vectors of positions"
     if isinstance(model, BertConfig) and model.first_length is None:
         yield "model.first_steps", "model.first_length is null"
     elif isinstance(model, BertConfig) and model.first_steps == 0:

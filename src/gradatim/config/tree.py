@@ -62,14 +62,26 @@ class Entry:
 # --------------------------------------------------------------------------- reading
 
 
-def read_tree(text: bytes, name: str, problems: list[Problem] | None = None) -> Entry:
-    """Parse a recipe into a tree. Raises ConfigError for what is no YAML, or no YAML we care to read.
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a YAML file is called in messages, what its first line might be, and how to come by a sound one."""
+
+    noun: str
+    first: str
+    attempt: str
+
+
+RECIPE = Written("recipe", "steps: 100", "start from a recipe that is sound: gradatim check gpt > mine.yaml")
+
+
+def read_tree(text: bytes, name: str, problems: list[Problem] | None = None, what: Written = RECIPE) -> Entry:
+    """Parse a recipe (or ``what`` it is) into a tree. Raises ConfigError for what is no YAML, or none we care to read.
 
     Faults beside which the rest can be judged (keys given twice, tags, aliases) go to ``problems`` where it is given.
     """
     noted: list[Problem] = []
     try:
-        tree = _read_tree(text, name, noted)
+        tree = _read_tree(text, name, noted, what)
     except ConfigError as error:
         raise ConfigError(*noted, *error.problems) from None
     if noted and problems is None:
@@ -79,26 +91,29 @@ def read_tree(text: bytes, name: str, problems: list[Problem] | None = None) -> 
     return tree
 
 
-def _read_tree(text: bytes, name: str, problems: list[Problem]) -> Entry:
+def _read_tree(text: bytes, name: str, problems: list[Problem], what: Written = RECIPE) -> Entry:
     if len(text) > LARGEST:
-        raise _unreadable(name, "this file is too large for a recipe", f"{len(text):,} bytes", f"{LARGEST:,} bytes")
+        raise _unreadable(
+            what, name, f"this file is too large for a {what.noun}", f"{len(text):,} bytes", f"{LARGEST:,} bytes"
+        )
     try:
         decoded = text.decode("utf-8-sig")
-        _refuse_bombs(decoded, name, problems)
+        _refuse_bombs(decoded, name, problems, what)
         node = yaml.compose(io.StringIO(decoded), Loader=_LOADER)
     except UnicodeDecodeError as error:
         line = text[: error.start].count(b"\n") + 1
-        raise _unreadable(f"{name}:{line}", "this is not UTF-8 text", f"byte 0x{text[error.start]:02x}", "") from None
+        byte = f"byte 0x{text[error.start]:02x}"
+        raise _unreadable(what, f"{name}:{line}", "this is not UTF-8 text", byte) from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{name}:{_line(mark)}" if mark else name
-        raise _unreadable(place, f"this is not YAML: {error.problem or error.context}", "", "") from None
+        raise _unreadable(what, place, f"this is not YAML: {error.problem or error.context}") from None
     except yaml.YAMLError as error:
-        raise _unreadable(name, f"this is not YAML: {str(error).splitlines()[0]}", "", "") from None
+        raise _unreadable(what, name, f"this is not YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(node, yaml.MappingNode):
-        what = "a recipe is a mapping of fields"
-        raise _unreadable(f"{name}:1", what, "an empty file" if node is None else "no mapping", "steps: 100")
-    return _entry(node, name, problems, set())
+        got = "an empty file" if node is None else "no mapping"
+        raise _unreadable(what, f"{name}:1", f"a {what.noun} is a mapping of fields", got, what.first)
+    return _entry(node, name, problems, set(), what)
 
 
 def _line(mark: Any) -> int:
@@ -106,25 +121,24 @@ def _line(mark: Any) -> int:
     return int(mark.line) + 1
 
 
-def _unreadable(where: str, what: str, got: str, allowed: str) -> ConfigError:
-    attempt = "start from a recipe that is sound: gradatim check gpt > mine.yaml"
-    return ConfigError(Problem(where=where, what=what, got=got, allowed=allowed, attempt=attempt))
+def _unreadable(of: Written, where: str, what: str, got: str = "", allowed: str = "") -> ConfigError:
+    return ConfigError(Problem(where=where, what=what, got=got, allowed=allowed, attempt=of.attempt))
 
 
-def _refuse_bombs(text: str, name: str, problems: list[Problem]) -> None:
+def _refuse_bombs(text: str, name: str, problems: list[Problem], of: Written) -> None:
     """Note aliases (they can unfold without bound: none is followed), refuse deep nesting (it exhausts the stack)."""
     depth = 0
     for event in yaml.parse(io.StringIO(text), Loader=_LOADER):
         place = f"{name}:{_line(event.start_mark)}"
         if isinstance(event, yaml.AliasEvent):
-            what, attempt = "recipes have no aliases", f"write the value in place of *{event.anchor}"
+            what, attempt = f"{of.noun}s have no aliases", f"write the value in place of *{event.anchor}"
             problems.append(Problem(where=place, what=what, got=f"*{event.anchor}", attempt=attempt))
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > DEEPEST:
-            raise _unreadable(place, "this recipe is nested too deeply", "", f"at most {DEEPEST} levels")
+            raise _unreadable(of, place, f"this {of.noun} is nested too deeply", allowed=f"at most {DEEPEST} levels")
 
 
-def _entry(node: yaml.Node, name: str, problems: list[Problem], seen: set[int]) -> Entry:
+def _entry(node: yaml.Node, name: str, problems: list[Problem], seen: set[int], of: Written) -> Entry:
     """The tree below a node. ``seen``: nodes met before, by identity; a node met again stands for an alias."""
     where = f"{name}:{_line(node.start_mark)}"
     if id(node) in seen:
@@ -132,12 +146,12 @@ def _entry(node: yaml.Node, name: str, problems: list[Problem], seen: set[int]) 
     seen.add(id(node))
     if node.tag not in _TAGS:
         problems.append(
-            Problem(where=where, what="recipes hold plain values only", got=node.tag, attempt="leave the tag out")
+            Problem(where=where, what=f"{of.noun}s hold plain values only", got=node.tag, attempt="leave the tag out")
         )
     if isinstance(node, yaml.ScalarNode):
         return Entry(node.value, where, quoted=node.style in ("'", '"', "|", ">"))
     if isinstance(node, yaml.SequenceNode):
-        items = [_entry(item, name, problems, seen) for item in node.value]
+        items = [_entry(item, name, problems, seen, of) for item in node.value]
         return Entry(None if any(item.value is None for item in items) else items, where)
     fields: dict[str, Entry] = {}
     for key_node, value_node in node.value:
@@ -155,7 +169,7 @@ def _entry(node: yaml.Node, name: str, problems: list[Problem], seen: set[int]) 
                     attempt=f"keep one (the first is {fields[key].where})",
                 )
             )
-        value = dataclasses.replace(_entry(value_node, name, problems, seen), where=place)
+        value = dataclasses.replace(_entry(value_node, name, problems, seen, of), where=place)
         before = fields[key].value if key in fields else None
         if isinstance(before, dict) and isinstance(value.value, dict):  # judge the fields of both
             value = dataclasses.replace(value, value={**before, **value.value})
@@ -166,7 +180,7 @@ def _entry(node: yaml.Node, name: str, problems: list[Problem], seen: set[int]) 
 def flow_sequence(entry: Entry) -> list[Entry] | None:
     """The items of text such as ``[a, "b,c"]``, as an override may spell a list; None where it is none."""
     text = entry.value
-    if not isinstance(text, str) or not (text.startswith("[") and text.endswith("]")):
+    if not isinstance(text, str) or entry.quoted or not (text.startswith("[") and text.endswith("]")):
         return None
     found: list[Problem] = []
     try:

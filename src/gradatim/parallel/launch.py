@@ -31,7 +31,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from gradatim.config.derived import world_size
 from gradatim.config.settings import LayoutConfig
-from gradatim.errors import GradatimError, Interrupted, LaunchError, Problem, Terminated
+from gradatim.errors import GradatimError, Interrupted, LaunchError, Problem
 from gradatim.parallel.mesh import Mesh, create_mesh
 from gradatim.parallel.place import Place
 from gradatim.parallel.verdict import verdict
@@ -332,11 +332,10 @@ def _quiet() -> Iterator[None]:
 
 
 def _end_by(number: signal.Signals) -> None:
-    """End as a process does that has no handler for the signal."""
-    if number == signal.SIGINT:
-        raise KeyboardInterrupt
-    if number == signal.SIGTERM:
-        raise Terminated
+    """End as the process would have that was waiting here when the signal came."""
+    handler = signal.getsignal(number)
+    if callable(handler):
+        handler(number, None)
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
     time.sleep(1)

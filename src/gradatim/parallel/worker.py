@@ -22,7 +22,7 @@ def main(folder: Path) -> int:
     os.dup2(2, 1)
     place = given_place()
     assert place is not None
-    sys.stderr = Lasting(sys.stderr)
+    sys.stdout = sys.stderr = Lasting(sys.stderr)
     job = json.loads((folder / "job").read_text("utf-8"))
     if os.getppid() != job["launcher"]:  # it is gone already, and nobody would end this process
         return 5

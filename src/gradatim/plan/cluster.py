@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import stat
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from typing import Any, Literal
 import yaml
 
 from gradatim.config.decode import Decoder, nearest
-from gradatim.config.tree import LARGEST, read_tree
+from gradatim.config.tree import LARGEST, Written, read_tree
 from gradatim.errors import ConfigError, Problem
 
 
@@ -230,6 +230,9 @@ def cluster_names() -> list[str]:
     )
 
 
+CLUSTER_FILE = Written("cluster file", "device: {…}", "a packaged cluster, or gradatim calibrate --out here.yaml")
+
+
 def load_cluster(name: str | Path) -> Cluster:
     """A packaged cluster by its name, or a YAML file. Raises ConfigError with every problem at once."""
     text = str(name)
@@ -239,24 +242,11 @@ def load_cluster(name: str | Path) -> Cluster:
         content = _read(Path(text))
     found: list[Problem] = []
     decoder = Decoder(problems=found)
-    try:
-        tree = read_tree(content, text, found)
-    except ConfigError as error:
-        raise ConfigError(*map(_of_a_cluster, error.problems)) from None
-    found[:] = map(_of_a_cluster, found)
-    cluster: Cluster = decoder.value(Cluster, tree)
+    cluster: Cluster = decoder.value(Cluster, read_tree(content, text, found, CLUSTER_FILE))
     found += _impossible(cluster, decoder)
     if found:
         raise ConfigError(*found)
     return cluster
-
-
-def _of_a_cluster(problem: Problem) -> Problem:
-    """What is said of a recipe that cannot be read, said of a cluster file."""
-    what = problem.what.replace("recipe", "cluster file")
-    attempt = "a packaged one, or gradatim calibrate --out here.yaml" if "gradatim check" in problem.attempt else None
-    allowed = "device: {…}, node: {…}, stack: {…}" if problem.allowed == "steps: 100" else problem.allowed
-    return replace(problem, what=what, allowed=allowed, attempt=problem.attempt if attempt is None else attempt)
 
 
 def cluster_to_yaml(cluster: Cluster) -> str:

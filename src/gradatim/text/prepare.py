@@ -30,7 +30,7 @@ from gradatim.text.tokenfile import DESCRIBED, TokenFile
 from gradatim.text.tokenizer import Ids, Tokenizer, load_tokenizer
 from gradatim.text.vocabulary import train_tokenizer
 
-FORMAT = 4  # part of the fingerprint: raise it when preparing changes its result
+FORMAT = 5  # part of the fingerprint: raise it when preparing changes its result
 ENCODE_TOGETHER = 1024
 
 

@@ -93,8 +93,10 @@ def files_of(name: str) -> list[Path]:
         found = [path] if path.is_file() else []
     for each in found:
         if not os.access(each, os.R_OK):
-            what = "the text may not be read (Permission denied)"
-            raise DataError(Problem(where=str(each), what=what, attempt="change its permissions, or name another"))
+            linked = each.exists()
+            what = "the text may not be read (Permission denied)" if linked else "this link leads nowhere"
+            attempt = "change its permissions, or name another" if linked else "remove it, or name files"
+            raise DataError(Problem(where=str(each), what=what, attempt=attempt))
     return found
 
 

@@ -366,7 +366,9 @@ def no_language_model(where: Path, kind: str) -> ConfigError:
 def not_writable(directory: Path, error: OSError) -> LaunchError:
     """The error of a place where no run can be kept."""
     what = f"the run directory cannot be written ({error.strerror or error})"
-    return LaunchError(Problem(where=str(directory), what=what, attempt="choose another place"))
+    return LaunchError(
+        Problem(where=str(directory), what=what, attempt="choose another place (gradatim train: --run DIR)")
+    )
 
 
 def config_error_foreign(directory: Path, attempt: str = "--run with a directory that is empty or new") -> ConfigError:
