@@ -93,15 +93,16 @@ def test_the_text_of_a_run_that_is_gone_or_changed(refused: Refused, answer: Ans
     Path("valid.txt").write_text(LINES[0] + "\n")
     common = [*GPT, "--data.train", text, "--data.valid", "valid.txt", "--data.cache", "cache", "--run", "run"]
     answer("train", "gpt", *common)
-    answer("evaluate", "run")
+    before, _ = answer("evaluate", "run")
     text.write_text("xyz\n" * 20)
-    (problem,) = refused("evaluate", "run", code=3)
-    assert (problem["what"], problem["try"]) == ("the text has changed since the run began", "--text FILE")
+    assert answer("evaluate", "run")[0] == before  # what is judged has not changed
     (problem,) = refused("train", "gpt", *common, "--resume", code=4)
     assert problem["what"] == "the text or its tokenizer has changed since the run began"
     text.unlink()
+    assert answer("evaluate", "run")[0] == before
+    Path("valid.txt").unlink()
     (problem,) = refused("evaluate", "run", code=3)
-    assert (problem["where"], problem["got"]) == ("data.train", "text.txt")
+    assert (problem["where"], problem["got"]) == ("data.valid", "valid.txt")
 
 
 # --------------------------------------------------------------------------- prompts, as a process

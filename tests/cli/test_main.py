@@ -107,9 +107,9 @@ def test_a_misspelt_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "gpt", "--jsno"]) == 2
     assert "try: --json" in capsys.readouterr().err
     assert main(["check", "gpt", "--stesp", "3", "--json"]) == 2
-    (problem,) = problems_of(capsys)
+    (problem,) = json.loads(capsys.readouterr().out)["problems"]
     assert (problem["got"], problem["try"]) == ("--stesp", "--steps")
-    assert main(["check", "gpt", "--lr", "3", "--json"]) == 2
+    assert main(["prepare", "gpt", "--lr", "3", "--json"]) == 2
     (problem,) = problems_of(capsys)
     assert (problem["got"], problem["try"]) == ("--lr", "--optimizer.lr")
     assert main(["--verison"]) == 2
