@@ -38,6 +38,7 @@ def test_packaged_recipes_have_none(name: str) -> None:
             {"model.position_vectors": "sinusoidal", "init_from": "runs/x"},
             ["model.position_vectors sinusoidal"],
         ),
+        ("bert", {"model.queries_and_keys": "alike", "init_from": "runs/x"}, ["model.queries_and_keys alike"]),
         ("bert", {"model.first_steps": "9"}, ["model.first_steps 9"]),
         ("bert", {"model.first_length": "9"}, ["model.first_length 9"]),
         ("bert", {"model.first_length": "9", "model.first_steps": "9"}, []),

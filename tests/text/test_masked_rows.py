@@ -265,6 +265,14 @@ def test_every_reads_all_samples_always_alike(file: TokenFile, tokenizer: Tokeni
     assert sum(len(batch.ids) for batch in rows.every(CONTEXT * 3)) == 3
 
 
+def test_every_may_pair_a_text_anew(file: TokenFile, tokenizer: Tokenizer) -> None:
+    rows = make(file, tokenizer)
+    usual, once, again = ([*rows.every()], [*rows.every(draw=1)], [*rows.every(draw=1)])
+    assert all(torch.equal(a.ids, b.ids) for a, b in zip(once, again, strict=True))
+    labels = [torch.cat([batch.labels for batch in drawn if batch.labels is not None]) for drawn in (usual, once)]
+    assert len(labels[0]) == len(labels[1]) and not torch.equal(*labels)
+
+
 def test_what_cannot_be_paired_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
     def write(name: str, texts: list[str]) -> TokenFile:
         ended = [np.append(ids, tokenizer.boundary) for ids in tokenizer.encode_batch(texts)]

@@ -8,7 +8,7 @@ from gradatim.config.settings_translators import TransformerConfig
 OF_TRAINING = (
     "dropout", "vocab_multiple", "embedding_dropout", "weight_drop", "masked", "whole_words", "pairs", "short",
     "attention_dropout", "label_smoothing", "loss_on", "first_length", "first_steps",
-    "position_vectors",
+    "position_vectors", "queries_and_keys",
 )  # fmt: skip
 """Settings of a model that weights do not prescribe: they are of its training, or of how it is stored."""
 

@@ -51,6 +51,7 @@ def _model(config: RunConfig) -> Iterator[Field]:
         yield "model.rope_theta", f"positions are {model.positions}"
     if isinstance(model, BertConfig) and config.init_from is not None:
         yield "model.position_vectors", "the weights to start from have vectors of positions"
+        yield "model.queries_and_keys", "the weights to start from have matrices for queries and keys"
     if isinstance(model, BertConfig) and model.first_length is None:
         yield "model.first_steps", "model.first_length is null"
     elif isinstance(model, BertConfig) and model.first_steps == 0:

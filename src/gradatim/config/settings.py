@@ -126,6 +126,9 @@ class BertConfig:
     """Share of activations dropped after embedding, attention and feed-forward, and of attention's weights."""
     position_vectors: Literal["drawn", "sinusoidal"] = "drawn"
     """What learned vectors of positions begin as: random numbers, or waves (Vaswani et al., 2017) of length 1."""
+    queries_and_keys: Literal["drawn", "alike"] = "drawn"
+    """What their matrices begin as: two of random numbers, or one for both (after Trockman and Kolter, 2023), so that a
+    position attends to words like its own."""
     norm_eps: float = 1e-12
     """Added to the variance inside the norm."""
     activation: Literal["gelu-erf", "gelu"] = "gelu-erf"

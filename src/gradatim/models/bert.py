@@ -85,9 +85,11 @@ class BERT(NeuralModel):
         self.head = MaskedHead(output, config.d_model, norm, config.activation, pairs=config.pairs != "none")
 
     def initial(self, name: str) -> Init:
-        """N(0, 0.02²), biases 0, norm weights 1; vectors of positions as the config says."""
+        """N(0, 0.02²), biases 0, norm weights 1; vectors of positions, queries and keys as the config says."""
         if name == "embed.positions.weight" and self.config.position_vectors == "sinusoidal":
             return Init("sinusoidal", self.config.d_model**-0.5)
+        if name.endswith("qkv.weight") and self.config.queries_and_keys == "alike":
+            return Init("normal", 0.02, alike=self.config.d_model // self.config.n_heads)
         if name.endswith("bias"):
             return Init("constant", 0.0)
         return Init("constant", 1.0) if ".norm" in name else Init("normal", 0.02)

@@ -94,10 +94,13 @@ class MaskedRows:
             width = min(width, self.config.first_length)
         return self.rows(index, epoch.astype(np.uint64) ^ np.uint64(derive(self.seed, 0x6D61736B)), width)
 
-    def every(self, most: int | None = None) -> list[Batch]:
-        """The samples of a text in order, a ``global_batch`` at a time, always with the same pairs and blanks."""
+    def every(self, most: int | None = None, draw: int = 0) -> list[Batch]:
+        """The samples of a text in order, a ``global_batch`` at a time, always with the same pairs and blanks.
+
+        Another ``draw`` cuts, pairs and blanks the same text anew.
+        """
         count = self.samples if most is None else min(self.samples, max(1, most // self.context))
-        key = np.uint64(derive(0x76616C6964))
+        key = np.uint64(derive(0x76616C6964, draw) if draw else derive(0x76616C6964))
         parts = [
             np.arange(first, min(first + self.global_batch, count)) for first in range(0, count, self.global_batch)
         ]

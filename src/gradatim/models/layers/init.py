@@ -7,12 +7,13 @@ only that part, and adding a parameter elsewhere moves none of the others.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
+from gradatim.models.layers.alike import keys_like_queries
 from gradatim.models.layers.sinusoids import sinusoids
 from gradatim.shapes.lora import is_adapter
 
@@ -33,6 +34,8 @@ class Init:
     scale: float
     fixed: tuple[int, int, float] | None = None
     """Rows ``start`` to ``stop`` (exclusive) that hold this constant instead, such as the forget gate's bias."""
+    alike: int | None = None
+    """The width of a head whose keys begin as its queries do, in a matrix of queries, keys and values by turns."""
 
 
 def initialise(model: NeuralModel, seed: int) -> None:
@@ -66,6 +69,10 @@ def draw(
     They equal that part of the whole draw; whole blocks are drawn, and what was not asked for is cut off.
     """
     stop = shape[0] if stop is None else stop
+    if init.alike is not None:
+        drawn = replace(init, alike=None)
+        return keys_like_queries(lambda a, b: draw(drawn, name, shape, seed, a, b, columns), first, stop, init.alike,
+                                 init.scale, shape[1])  # fmt: skip
     begin = first // ROWS * ROWS
     parts = []
     for start in range(begin, stop, ROWS):
