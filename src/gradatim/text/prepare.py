@@ -25,7 +25,7 @@ from gradatim.config.settings import DataConfig
 from gradatim.errors import DataError, Problem
 from gradatim.text import embedded, pairs
 from gradatim.text.prepare_pairs import SOURCE, SPLITS, make_pairs, not_aligned
-from gradatim.text.sources import NAMED, Tally, brings_its_own_splits, files_of, named, read_documents
+from gradatim.text.sources import NAMED, Tally, brings_its_own_splits, files_of, is_corpus, named, read_documents
 from gradatim.text.tokenfile import DESCRIBED, TokenFile
 from gradatim.text.tokenizer import Ids, Tokenizer, load_tokenizer
 from gradatim.text.vocabulary import train_tokenizer
@@ -149,9 +149,8 @@ def _fingerprint(config: DataConfig) -> str:
             state.update(json.dumps(named(name)).encode())
         elif name in pairs.MODULES:
             state.update(json.dumps(pairs.embedded_pairs(name)).encode())
-    made = {*embedded.CORPORA, *NAMED, *pairs.MODULES}
-    own = {name for name in sources if name in made or name.startswith("hf:")}
-    files = [path for name in sources if name not in own for path in files_of(name)]
+    texts = [name for name in sources if not is_corpus(name) and name not in pairs.MODULES]
+    files = [path for name in texts for path in files_of(name)]
     for path in [*files, *([Path(config.tokenizer.path)] if config.tokenizer.path else [])]:
         if path.is_file():
             with path.open("rb") as file:
