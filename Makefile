@@ -1,5 +1,6 @@
 # Everything needs only make and Python >= 3.11; the virtual environment in .venv is made on the way.
 #
+#   make install  install into .venv; then `. .venv/bin/activate`, and `gradatim` is there
 #   make demo    train the ladder on the embedded corpus, compare its rungs, write runs/demo/report.html
 #   make test    run the tests
 #   make test-layouts    run everything of parallel training, the whole matrix of layouts too (some 20 minutes)
@@ -16,9 +17,11 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c c
 # One thread a process: the tests' matrices are too small to gain from more. Two files at a time use two cores instead.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo test test-layouts lint docs clean help
+.PHONY: install demo test test-layouts lint docs clean help
 help:
 	@sed -n 's/^#   //p' $(MAKEFILE_LIST)
+
+install: $(VENV)/.installed
 
 demo: $(VENV)/.installed
 	$(BIN)/gradatim demo

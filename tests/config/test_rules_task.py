@@ -77,9 +77,18 @@ def test_what_the_recipe_leaves_open_is_the_sources(tmp_path: Path) -> None:
     assert (model.d_model, model.n_layers, model.dropout) == (96, 3, 0.1)
     own = load("bert-classify", {"init_from": "runs/x", "model.d_model": "64"}, source_model=source_model).config.model
     assert isinstance(own, BertConfig) and own.d_model == 64
-    other = load("gpt-classify", {"init_from": "runs/x"}, source_model=source_model)
-    assert other.config.model.kind == "gpt" and not other.problems
+    (other,) = load("gpt-classify", {"init_from": "runs/x"}, source_model=source_model).problems
+    assert (other.got, other.allowed, other.attempt) == ("gpt", "bert", "the recipe bert-classify")
     assert load("bert-classify", {}, source_model=source_model).config.model.n_layers == 4  # type: ignore[union-attr]
+
+    # A packaged recipe only proposes a model; a file of one's own and what is given besides are meant.
+    large = load("bert", {"init_from": "runs/x", "model.n_layers": "7"}, source_model=source_model)
+    assert isinstance(large.config.model, BertConfig)
+    assert (large.config.model.d_model, large.config.model.n_layers, large.config.model.n_heads) == (96, 7, 4)
+    assert large.notes == ("runs/x replaces the recipe's model.d_model",)
+    (tmp_path / "mine.yaml").write_text("model: {kind: bert, d_model: 32}\ninit_from: runs/x\n", encoding="utf-8")
+    mine = load(tmp_path / "mine.yaml", source_model=source_model)
+    assert isinstance(mine.config.model, BertConfig) and mine.config.model.d_model == 32 and mine.notes == ()
 
     from gradatim.cli.starting import source_model as real
 
@@ -93,3 +102,27 @@ def test_what_the_recipe_leaves_open_is_the_sources(tmp_path: Path) -> None:
         '{"model_type": "gpt2", "n_embd": 24, "n_layer": 2, "n_head": 2, "n_positions": 64, "vocab_size": 99}'
     )
     assert (real(str(tmp_path))["d_model"], real(str(tmp_path))["bias"]) == ("24", "true")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "path"),
+    [
+        ("bert", {}, True),
+        ("mine.yaml", {}, True),
+        ("other.yaml", {}, False),
+        ("bert", {"data.tokenizer.vocab_size": "300"}, False),
+        ("bert", {"data.tokenizer.path": "elsewhere.json"}, False),
+    ],
+)
+def test_the_tokenizer_is_the_sources_where_none_is_named(
+    tmp_path: Path, recipe: str, overrides: dict[str, str], path: bool
+) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "mine.yaml").write_text("model: {kind: bert}\n", encoding="utf-8")
+    (tmp_path / "other.yaml").write_text(
+        "data: {tokenizer: {kind: wordpiece}}\nmodel: {kind: bert}\n", encoding="utf-8"
+    )
+    where: str | Path = recipe if recipe == "bert" else tmp_path / recipe
+    given = {"init_from": str(tmp_path), "data.train": "x.txt", **overrides}
+    tokenizer = load(where, given, source_model=lambda _: {"kind": "bert"}).config.data.tokenizer
+    assert (tokenizer.path == str(tmp_path / "tokenizer.json")) is path

@@ -20,7 +20,8 @@ from gradatim.cli.starting import source_model
 from gradatim.config import config_to_yaml, load
 from gradatim.config.derived import world_size
 from gradatim.config.grid import rank_map
-from gradatim.config.settings import DataConfig, RunConfig
+from gradatim.config.origin import nothing_to_start_from
+from gradatim.config.settings import RunConfig
 from gradatim.errors import ConfigError, Problem
 
 
@@ -44,7 +45,7 @@ def command(ctx: click.Context, recipe: str, nproc: str | None, overrides: dict[
         document: dict[str, Any] = {"ok": False, "problems": [p.as_json() for p in problems]}
         emit(document, as_json, lambda: show_problems(problems, exit_code=2, as_json=False))
         ctx.exit(ConfigError.exit_code)
-    notes = [*loaded.notes, *loaded.shortened, *loaded.idle, *_absent(config.data)]
+    notes = [*loaded.notes, *loaded.shortened, *loaded.idle, *_absent(config)]
     document = {"ok": True, **({"notes": notes} if notes else {})}
     if loaded.auto is not None:
         document |= {"layout": asdict(config.layout), "why": said[0]}
@@ -53,15 +54,18 @@ def command(ctx: click.Context, recipe: str, nproc: str | None, overrides: dict[
     emit(document, as_json, lambda: _recipe(recipe, config))
 
 
-def _absent(data: DataConfig) -> list[str]:
+def _absent(config: RunConfig) -> list[str]:
     """Files that a recipe names and that are not here, which may be no mistake: it can be run elsewhere."""
+    data, source = config.data, config.init_from
+    nothing = None if source is None else nothing_to_start_from(Path(source))
     fields = [f"{split}{side}" for split in ("train", "valid", "test") for side in ("", "_source", "_target")]
     named = [(field, name) for field in fields for name in getattr(data, field)]
     return [
-        f"data.{field}: there is no {name} here"
+        *([f"init_from: {nothing.what} at {source}"] if nothing is not None else []),
+        *(f"data.{field}: there is no {name} here"
         for field, name in named
         if ("/" in name or Path(name).suffix) and not name.startswith("hf:")
-        and not any(mark in name for mark in "*?[") and not Path(name).exists()
+        and not any(mark in name for mark in "*?[") and not Path(name).exists()),
     ]  # fmt: skip
 
 

@@ -216,10 +216,18 @@ def _blanks(run: Run, checkpoint: str, text: str | None, average: int) -> dict[s
                                             attempt="name a file that holds text"))  # fmt: skip
             prepared = prepare(data, Path(folder) / "text", say)
             file = prepared.test or prepared.train  # a corpus that brings its own parts was trained on
+        if split is None and text is not None and len(file) < 2 and model.config.pairs == "next-sentence":
+            ends = {"line": "with each line", "blank-line": "with a blank line", "file": "with its file"}
+            raise DataError(Problem(where="--text", what="every other B is of another document, and this text is one",
+                                    allowed=f"two documents; in this run one ends {ends[config.data.document]}",
+                                    attempt="a longer text"))  # fmt: skip
+        unknown, words = int((file.tokens == run.tokenizer.unknown).sum()), len(file.tokens) - len(file)
+        if 2 * unknown > words:
+            say(f"{unknown:,} of {words:,} words are unknown to the run's tokenizer, and read as one and the same")
         rows = MaskedRows(
             file, run.tokenizer, model.config, config.context, config.global_batch, config.seed, config.data.packing
         )
-        return asdict(evaluate_masked(model, rows))
+        return {"unknown": unknown, **asdict(evaluate_masked(model, rows))}
 
 
 def _translators(

@@ -8,6 +8,10 @@ from pathlib import Path
 import click
 
 from gradatim.cli.output import Verb, emit, json_option, say
+from gradatim.config.origin import is_hugging_face, is_run
+
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+"""Endings of files that are a part of what is imported."""
 
 
 @click.command(cls=Verb)
@@ -27,6 +31,9 @@ def command(source: Path, run: Path, tokenizer: Path | None, as_json: bool) -> N
     from gradatim.errors import ConfigError, DataError, Problem
     from gradatim.interop.arpa import import_arpa
 
+    if is_run(source) and not is_hugging_face(source):
+        attempt = f"use it as it is, as in: gradatim evaluate {source}"
+        raise ConfigError(Problem(where=str(source), what="this is a run already", attempt=attempt))
     if source.is_dir() and not (source / "model.arpa").is_file():
         if tokenizer is not None:
             what = "a Hugging Face directory brings its own tokenizer.json"
@@ -37,6 +44,10 @@ def command(source: Path, run: Path, tokenizer: Path | None, as_json: bool) -> N
         text = f"{run}: {found.architecture}, {found.parameters:,} parameters, tokenizer: {found.tokenizer}"
         emit(asdict(found), as_json, lambda: text)
         return
+    if source.suffix in WEIGHTS:
+        raise DataError(Problem(where=str(source), what="weights alone do not say what model they are of",
+                                allowed="the directory that holds them and config.json",
+                                attempt=f"gradatim import {source.parent} {run}"))  # fmt: skip
     if source.is_dir():
         tokenizer = tokenizer or (source / "tokenizer.json" if (source / "tokenizer.json").is_file() else None)
         source = source / "model.arpa"

@@ -151,13 +151,13 @@ class Verb(click.Command):
         return rewritten
 
     def _unknown(self, ctx: click.Context, flag: str, own: Iterable[str]) -> Problem:
-        from gradatim.config.decode import likeliest, nearest
+        from gradatim.config.decode import CALLED, likeliest, nearest
 
         known = sorted(set(own) - {OVERRIDE})
         name = flag[2:].replace("-", "_")
         field = likeliest(name) if self.takes_overrides else ""
         fields = [f"--{field}"] if field else []
-        exact = fields if field.rpartition(".")[2] == name else []
+        exact = fields if field.rpartition(".")[2] == name or name in CALLED else []
         guess = next(iter(exact), "") or nearest(flag.replace("_", "-"), [*known, *fields])
         return Problem(
             where=ctx.command_path,

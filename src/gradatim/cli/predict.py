@@ -56,7 +56,8 @@ def _examples(file: str, config: RunConfig) -> list[Example]:
         raise DataError(Problem(where=file, what="there is no such file", attempt="check the path, or - for standard "
                                 "input"))  # fmt: skip
     if file.endswith(TABLES):
-        found = list(examples(rows_of_file(path, config.data.columns, tally), config.task, labelled=False))
+        rows = rows_of_file(path, config.data.columns, tally, perhaps=config.task.label)
+        found = list(examples(rows, config.task, labelled=False))
     else:
         task = config.task
         count = FEWEST.get(task.kind, 1 if task.text_b is None else 2)

@@ -9,6 +9,7 @@ from pathlib import Path
 from gradatim.config import load_config
 from gradatim.config.derived import OF_TRAINING
 from gradatim.config.describe import scalar_text
+from gradatim.config.origin import is_hugging_face, is_run
 from gradatim.errors import GradatimError
 
 
@@ -19,9 +20,9 @@ def source_model(source: str) -> dict[str, str]:
     """
     path = Path(source)
     try:
-        if (path / "config.yaml").is_file():
+        if is_run(path):
             model = load_config(path / "config.yaml", to_train=False).model
-        elif any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
+        elif is_hugging_face(path):
             from gradatim.interop.huggingface.adapter_config import is_adapter_directory, read_adapter_config
             from gradatim.interop.huggingface.settings import read_settings
 

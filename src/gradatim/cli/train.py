@@ -21,9 +21,10 @@ from gradatim.cli.seeds import read_seeds, seeds_table, train_seeds
 from gradatim.cli.starting import source_model
 from gradatim.config import load
 from gradatim.config.derived import world_size
+from gradatim.config.origin import is_run, nothing_to_start_from
 from gradatim.config.rules import problems
 from gradatim.config.settings import RunConfig
-from gradatim.errors import ConfigError, GradatimError, Problem
+from gradatim.errors import CheckpointError, ConfigError, GradatimError, Problem
 from gradatim.parallel.place import Place, before_torch, given_place, refuse_other_world
 
 if TYPE_CHECKING:
@@ -62,6 +63,10 @@ def command(
             raise ConfigError(*wrong)
         tell = say if place is None or place.rank == 0 else _nobody
         config = settled(loaded, nproc, tell, place=place, run=directory if resume else None)
+        goes_on = resume and directory is not None and is_run(directory)
+        source = None if goes_on else config.init_from
+        if source is not None and (nothing := nothing_to_start_from(Path(source))) is not None:
+            raise CheckpointError(nothing)
         for note in (*loaded.notes, *loaded.idle):
             tell(f"note: {note}")
         if resume and directory is None:

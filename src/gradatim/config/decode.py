@@ -35,7 +35,23 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
 def likeliest(name: str) -> str:
     """The dotted field that ``name``, which is none, may have meant: of another section, or misspelt."""
     key = name.rpartition(".")[2]
+    if key in CALLED:
+        return CALLED[key]
     return next((path for path in option_names() if path.rpartition(".")[2] == key), nearest(name, option_names()))
+
+
+CALLED = {
+    "learning_rate": "optimizer.lr", "max_lr": "optimizer.lr", "warmup_steps": "optimizer.warmup",
+    "warmup_iters": "optimizer.warmup", "batch_size": "global_batch", "train_batch_size": "global_batch",
+    "micro_batch_size": "layout.microbatch", "block_size": "context", "seq_len": "context", "seq_length": "context",
+    "max_steps": "steps", "max_iters": "steps", "train_iters": "steps", "n_embd": "model.d_model",
+    "hidden_size": "model.d_model", "embed_dim": "model.d_model", "n_layer": "model.n_layers",
+    "num_layers": "model.n_layers", "num_hidden_layers": "model.n_layers", "n_head": "model.n_heads",
+    "num_heads": "model.n_heads", "num_attention_heads": "model.n_heads", "ffn_hidden_size": "model.d_ff",
+    "intermediate_size": "model.d_ff", "beta1": "optimizer.betas", "beta2": "optimizer.betas",
+    "resume_from": "init_from", "pretrained": "init_from",
+}  # fmt: skip
+"""What nanoGPT, Megatron-LM, transformers and others call our fields."""
 
 
 _BROKEN: Any = object()
@@ -147,7 +163,7 @@ class Decoder:
                 )
             )
             return
-        elsewhere = not section and any(path.rpartition(".")[2] == key for path in option_names())
+        elsewhere = key in CALLED or (not section and any(path.rpartition(".")[2] == key for path in option_names()))
         guess = "" if elsewhere else nearest(key, hints(cls))
         guess = ".".join([section, guess, *names[1:]]).lstrip(".") if guess else ""
         if not guess or (len(names) > 1 and guess not in option_names()):

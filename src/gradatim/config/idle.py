@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 from gradatim.config.derived import world_size
 from gradatim.config.describe import scalar_text
@@ -16,10 +18,14 @@ Field = tuple[str, str]
 def idle(config: RunConfig) -> list[str]:
     """A line for each setting that differs from its default and has no effect beside the others."""
     found = []
-    for path, why in (*_layout(config), *_model(config), *_optimizer(config), *_task(config), *_lora(config)):
-        section, _, name = path.partition(".")
-        value = getattr(getattr(config, section), name)
-        if value != getattr(type(getattr(config, section))(), name):
+    reasons = (*_layout(config), *_model(config), *_data(config), *_optimizer(config), *_task(config), *_lora(config))
+    for path, why in reasons:
+        *sections, name = path.split(".")
+        section: Any = config
+        for each in sections:
+            section = getattr(section, each)
+        value = getattr(section, name)
+        if value != getattr(type(section)(), name):
             found.append(f"{path} {scalar_text(value)} has no effect: {why}")
     return found
 
@@ -72,6 +78,13 @@ def _task(config: RunConfig) -> Iterator[Field]:
         yield "task.delimiter", "a BERT separates texts by [SEP]"
     elif task.text_b is None and task.kind != "choice":
         yield "task.delimiter", "there is one text"
+
+
+def _data(config: RunConfig) -> Iterator[Field]:
+    tokenizer = config.data.tokenizer
+    if config.task.kind != "none" and config.init_from is not None and tokenizer.path is None:
+        for field in dataclasses.fields(tokenizer):
+            yield f"data.tokenizer.{field.name}", f"the tokenizer is that of {config.init_from}"
 
 
 def _optimizer(config: RunConfig) -> Iterator[Field]:

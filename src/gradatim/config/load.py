@@ -88,7 +88,8 @@ def load(
 ) -> Loaded:
     """As ``load_config``, but hands back problems and notes instead of raising and logging.
 
-    ``source_model`` tells, of what ``init_from`` names, the fields of the model; they stand where the recipe has none.
+    ``source_model`` tells, of what ``init_from`` names, the fields of the model. They stand where the recipe has none,
+    and instead of a packaged recipe's, which are a proposal; what is given besides is meant, and has to agree.
     """
     given = {
         name.removeprefix("--").replace("-", "_"): scalar_text(tuple(value) if isinstance(value, list) else value)
@@ -105,7 +106,7 @@ def load(
     tree, auto = _automatic(tree, given, notes)
     tree = merge(tree, given, found)
     if source_model is not None:
-        tree = _fill_in(tree, source_model)
+        tree = _fill_in(tree, given, source_model, str(recipe) if str(recipe) in recipe_names() else None, found, notes)
     decoder = Decoder(problems=found)
     config = _without_default_text(decoder.value(RunConfig, tree), decoder)
     found += rules.problems(_judged(config) if auto else config, decoder.places, decoder.broken, to_train)
@@ -232,17 +233,47 @@ def _read(recipe: str) -> tuple[bytes, str]:
 # --------------------------------------------------------------------------- what overrides replace
 
 
-def _fill_in(tree: Entry, source_model: Callable[[str], Mapping[str, str]]) -> Entry:
-    """The tree with the source's model where it leaves it open; one that names another kind leaves nothing open."""
+def _fill_in(
+    tree: Entry, given: Mapping[str, str], source_model: Callable[[str], Mapping[str, str]], packaged: str | None,
+    problems: list[Problem], notes: list[str],
+) -> Entry:  # fmt: skip
+    """The tree with the source's model and tokenizer where they are left open; ``packaged`` names such a recipe."""
     source, model = tree.at("init_from"), tree.at("model") or Entry({}, "")
     if source is None or not isinstance(source.value, str) or not isinstance(model.value, dict):
         return tree
     theirs = source_model(source.value)
-    kind = tree.at("model", "kind")
-    if not theirs or not isinstance(tree.value, dict) or (kind is not None and kind.value != theirs["kind"]):
+    if not theirs or not isinstance(tree.value, dict):
         return tree
-    filled = {name: Entry(text, source.where) for name, text in theirs.items()} | model.value
-    return dataclasses.replace(tree, value={**tree.value, "model": dataclasses.replace(model, value=filled)})
+    kind = tree.at("model", "kind")
+    if kind is not None and kind.value != theirs["kind"]:
+        what = f"the weights to start from ({source.value}) are of another kind of model"
+        another = (packaged or "").replace(kind.text(), theirs["kind"], 1)
+        attempt = f"the recipe {another}" if another in recipe_names() else f"a recipe of a {theirs['kind']}"
+        problems.append(Problem(where=kind.where, what=what, got=kind.text(), allowed=theirs["kind"], attempt=attempt))
+        return tree
+    proposed = {name for name in theirs if packaged and f"model.{name}" not in given}
+    changed = [name for name in model.value if name in proposed and model.value[name].value != theirs[name]]
+    if changed:
+        notes.append(f"{source.value} replaces the recipe's {', '.join(f'model.{name}' for name in changed)}")
+    own = {name: entry for name, entry in model.value.items() if name not in proposed}
+    filled = {name: Entry(text, source.where) for name, text in theirs.items()} | own
+    tree = dataclasses.replace(tree, value={**tree.value, "model": dataclasses.replace(model, value=filled)})
+    path = Path(source.value) / "tokenizer.json"
+    return _with_tokenizer(tree, given, path, packaged) if theirs["kind"] in ("gpt", "bert") else tree
+
+
+def _with_tokenizer(tree: Entry, given: Mapping[str, str], path: Path, packaged: str | None) -> Entry:
+    """Ids have to mean what they meant to the source, so its tokenizer stands where none is named."""
+    data = tree.at("data") or Entry({}, "")
+    named = any(name == "data.tokenizer" or name.startswith("data.tokenizer.") for name in given)
+    open_to = packaged is not None or tree.at("data", "tokenizer") is None
+    if named or not open_to or not path.is_file():
+        return tree
+    if not isinstance(tree.value, dict) or not isinstance(data.value, dict):
+        return tree
+    theirs = Entry({"path": Entry(str(path), "init_from", quoted=True)}, "init_from")
+    filled = dataclasses.replace(data, value={**data.value, "tokenizer": theirs})
+    return dataclasses.replace(tree, value={**tree.value, "data": filled})
 
 
 def _without_default_text(config: RunConfig, decoder: Decoder) -> RunConfig:
@@ -257,8 +288,9 @@ def _make_way(tree: Entry, overrides: Mapping[str, str]) -> tuple[Entry, list[st
     notes: list[str] = []
     replaced = next((name for name in ("train", "train_source") if f"data.{name}" in overrides), None)
     if replaced is not None:
+        stated = {key for key in _TEXTS if (entry := tree.at("data", key)) is not None and entry.value not in ("", [])}
         tree, dropped = _drop(tree, "data", lambda key: key in _TEXTS and f"data.{key}" not in overrides)
-        dropped = [key for key in dropped if key != replaced]
+        dropped = [key for key in dropped if key != replaced and key in stated]
         notes += [f"--data.{replaced} replaces the recipe's text, so its data.{key} is dropped" for key in dropped]
     kind = overrides.get("model.kind")
     kinds = variants(hints(RunConfig)["model"])

@@ -66,6 +66,6 @@ def evaluate_masked(model: BERT, rows: MaskedRows, most: int | None = None) -> M
     shares = words[words > 0] / words.sum()
     return MaskedEvaluation(
         rows=read, blanks=blanks, nats_per_blank=nats / blanks, perplexity=math.exp(min(nats / blanks, 700.0)),
-        accuracy=right / blanks, unigram_nats=float(-(shares * shares.log()).sum()), pairs=pairs,
+        accuracy=right / blanks, unigram_nats=-float((shares * shares.log()).sum()) + 0.0, pairs=pairs,
         pair_nats=pair_nats / pairs if pairs else None, pair_accuracy=pairs_right / pairs if pairs else None,
     )  # fmt: skip

@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 
 from gradatim.config.settings import BertConfig, RunConfig
+from gradatim.config.settings_task import TaskConfig
 from gradatim.errors import DataError, Problem
 from gradatim.text.examples import Answer, Example, examples
 from gradatim.text.prepare import Prepared, prepare, quiet
 from gradatim.text.sources import Tally, files_of
-from gradatim.text.table import MADE, names_of, table_rows
+from gradatim.text.table import MADE, Row, names_of, table_rows
 from gradatim.text.tokenizer import Ids, Tokenizer, load_tokenizer
 from gradatim.text.vocabulary import train_tokenizer
 
@@ -93,7 +94,8 @@ def prepare_task(config: RunConfig, say: Callable[[str], None] = quiet) -> Prepa
         if not names:
             continue
         tally = Tally()
-        found = list(examples(table_rows(names, split, data, tally), task))
+        rows = table_rows(names, split, data, tally)
+        found = list(examples(_told_of_columns(rows, task, say) if split == "train" else rows, task))
         empty = sum(example.empty for example in found)
         if empty and split == "train":
             tally.dropped["rows without text"] += empty
@@ -117,6 +119,19 @@ def prepare_task(config: RunConfig, say: Callable[[str], None] = quiet) -> Prepa
     report = {"splits": splits, "labels": list(labels), "tokenizer": tokenizer.fingerprint,
               "vocabulary": tokenizer.vocab_size}  # fmt: skip
     return PreparedTask(tokenizer, labels, parts, report, _fingerprint(config, tokenizer), read)
+
+
+def _told_of_columns(
+    rows: Iterator[tuple[str, Row]], task: TaskConfig, say: Callable[[str], None]
+) -> Iterator[tuple[str, Row]]:
+    """The rows; before the first, what they have that the task leaves unread."""
+    for number, (where, row) in enumerate(rows):
+        unread = [name for name in row if name not in {task.text, task.text_b, task.label, *task.choices}]
+        if number == 0 and unread:
+            pairs = task.kind in ("classify", "regress") and task.text_b is None
+            hint = "; a second text is named by task.text_b" if pairs else ""
+            say(f"columns that are not read: {', '.join(map(str, unread))}{hint}")
+        yield where, row
 
 
 def label_names(found: Sequence[Example], kind: str) -> tuple[str, ...]:

@@ -55,8 +55,13 @@ def table_rows(names: tuple[str, ...], split: str, data: DataConfig, tally: Tall
             yield from rows_of_file(path, data.columns, tally)
 
 
-def rows_of_file(path: Path, columns: tuple[str, ...], tally: Tally) -> Iterator[tuple[str, Row]]:
-    """The rows of one file; ``columns`` names those of a .tsv file without a line of names."""
+def rows_of_file(
+    path: Path, columns: tuple[str, ...], tally: Tally, perhaps: str | None = None
+) -> Iterator[tuple[str, Row]]:
+    """The rows of one file; ``columns`` names those of a .tsv file without a line of names.
+
+    The column ``perhaps`` may be missing there.
+    """
     if path.name.endswith((".jsonl", ".jsonl.gz")):
         yield from _objects(json_rows(path, tally), tally)
     elif path.suffix == ".parquet":
@@ -65,7 +70,7 @@ def rows_of_file(path: Path, columns: tuple[str, ...], tally: Tally) -> Iterator
     elif path.suffix == ".csv":
         yield from _separated(path, tally)
     elif path.suffix in (".tsv", ".txt"):
-        yield from _tabs(path, columns, tally)
+        yield from _tabs(path, columns, tally, perhaps)
     else:
         raise DataError(Problem(where=str(path), what="no table is known by this ending",
                                 allowed=".jsonl, .jsonl.gz, .csv, .tsv, .txt, .parquet"))  # fmt: skip
@@ -79,18 +84,26 @@ def _objects(rows: Iterator[tuple[str, Any]], tally: Tally) -> Iterator[tuple[st
         yield where, {name: mend(value, tally) if isinstance(value, str) else value for name, value in row.items()}
 
 
-def _tabs(path: Path, columns: tuple[str, ...], tally: Tally) -> Iterator[tuple[str, Row]]:
+def _tabs(path: Path, columns: tuple[str, ...], tally: Tally, perhaps: str | None = None) -> Iterator[tuple[str, Row]]:
     names = list(columns)
     with path.open("rb") as file:
         for number, line in enumerate(lines_of(file, tally), start=1):
             cells = line.rstrip("\n").split("\t")
-            if number == 1 and (not names or cells == names):
+            if number == 1 and (not names or _names_them(cells, names, perhaps)):
                 names = cells
                 continue
+            if number == 1 and perhaps is not None and perhaps in names and len(cells) == len(names) - 1:
+                names.remove(perhaps)
             if not line.strip():
                 tally.dropped["empty lines"] += 1
                 continue
             yield f"{path}:{number}", _named(names, cells, f"{path}:{number}")
+
+
+def _names_them(cells: list[str], names: list[str], perhaps: str | None) -> bool:
+    """Whether a first line names the columns, in whatever order."""
+    lacks = [perhaps] if perhaps is not None and perhaps in names and perhaps not in cells else []
+    return sorted([*cells, *lacks]) == sorted(names)
 
 
 def _separated(path: Path, tally: Tally) -> Iterator[tuple[str, Row]]:

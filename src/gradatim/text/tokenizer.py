@@ -16,7 +16,7 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -368,7 +368,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     try:
         return wrap(engine)
     except DataError as error:
-        raise DataError(*(foreign(problem.what, str(path)) for problem in error.problems)) from None
+        raise DataError(*(replace(problem, where=str(path)) for problem in error.problems)) from None
 
 
 def wrap(engine: tokenizers.Tokenizer) -> Tokenizer:
@@ -430,6 +430,7 @@ def foreign(what: str, where: str = "tokenizer.json") -> Problem:
     return Problem(
         where=where,
         what=f"this tokenizer cannot be used: {what}",
-        allowed="a tokenizer.json of gradatim, or a BPE, byte-level or of sentencepiece, with <|endoftext|> or </s>",
+        allowed="a tokenizer.json of gradatim, a WordPiece like BERT's, or a BPE, byte-level or of sentencepiece, with "
+        "<|endoftext|> or </s>",
         attempt="train one: data.tokenizer.kind bpe",
     )

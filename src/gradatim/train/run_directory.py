@@ -15,6 +15,7 @@ from pathlib import Path
 from torch import Tensor
 
 from gradatim.config import config_to_yaml, load_config
+from gradatim.config.origin import is_hugging_face
 from gradatim.config.settings import BertConfig, NgramConfig, RunConfig
 from gradatim.config.tuned import model_of
 from gradatim.errors import CheckpointError, ConfigError, DataError, LaunchError, Problem
@@ -148,12 +149,15 @@ class Run:
         missing = [name for name in ("config.yaml", "tokenizer.json") if not (directory / name).is_file()]
         if missing:
             what = "this is not a run directory" if directory.is_dir() else "there is no such run"
+            attempt = "gradatim train RECIPE --run DIR makes one"
+            if is_hugging_face(directory):
+                attempt = f"gradatim import {directory} RUN makes one of it"
             raise CheckpointError(
                 Problem(
                     where=str(directory),
                     what=what,
                     got=f"no {' and no '.join(missing)}",
-                    attempt="gradatim train RECIPE --run DIR makes one",
+                    attempt=attempt,
                 )
             )
         return Run(directory)

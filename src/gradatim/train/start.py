@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from gradatim.config.derived import OF_TRAINING
+from gradatim.config.origin import is_run, nothing_to_start_from
 from gradatim.config.settings import ModelConfig, RunConfig
 from gradatim.config.tuned import AnyModelConfig, TunedConfig
 from gradatim.errors import CheckpointError, Problem
@@ -56,7 +57,7 @@ def open_weights(path: Path, which: str = "best") -> Weights:
     Raises:
         CheckpointError, DataError: it is neither, or cannot be used.
     """
-    if (path / "config.yaml").is_file():
+    if is_run(path):
         run = Run.open(path)
         checkpoint = run.checkpoint(which)
         files = [(file.name, file.bytes, file.crc32) for file in checkpoint.manifest.files]
@@ -66,9 +67,8 @@ def open_weights(path: Path, which: str = "best") -> Weights:
             path / "tokenizer.json", shapes, (), read, (run.config.task.kind, run.labels),
             hashlib.sha256(json.dumps(files).encode()).hexdigest(), checkpoint.step,
         )  # fmt: skip
-    if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
-        what = "there is neither a run nor a Hugging Face directory"
-        raise CheckpointError(Problem(where=str(path), what=what, allowed="a folder with config.yaml or config.json"))
+    if (nothing := nothing_to_start_from(path)) is not None:
+        raise CheckpointError(nothing)
     from gradatim.interop.huggingface.directory import open_directory
 
     found = open_directory(path)
@@ -120,10 +120,10 @@ class Start:
         self.left = tuned
         """Whether the source may have a head of another purpose."""
         self.words = {name: source_words if name.startswith("source_embed.") else words for name in self.shapes}
-        problems = [
-            *_other_settings(weights, config.model), *_other_tokenizer(weights, tokenizer, source_tokenizer),
-            *self._other_shapes(),
-        ]  # fmt: skip
+        problems = list(_other_settings(weights, config.model))
+        if not problems:  # of another model every shape would be told besides
+            problems += self._other_shapes()
+        problems += _other_tokenizer(weights, tokenizer, source_tokenizer)
         if problems:
             raise CheckpointError(*problems)
 
@@ -166,8 +166,9 @@ class Start:
 
 def _other_settings(weights: Weights, config: ModelConfig) -> Iterator[Problem]:
     theirs, ours = asdict(weights.config), asdict(config)
+    grouped = any(each.get("n_kv_heads") for each in (theirs, ours))
     for each in (theirs, ours):  # null stands for a number
-        each["n_kv_heads"] = each.get("n_kv_heads") or each.get("n_heads")
+        each["n_kv_heads"] = each.get("n_kv_heads") or each.get("n_heads") if grouped else None
         each.pop("d_ff", None)  # the shapes tell
     if theirs.get("positions") != "rotary":
         theirs.pop("rope_theta", None)
