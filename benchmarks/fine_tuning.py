@@ -10,12 +10,12 @@ for the difference, both paired: over seeds (Student's t of the differences), an
 sentence's difference, seeds averaged). Each kind of net has a page of its own.
 
     python benchmarks/fine_tuning.py --out runs/tuning                  # both; kept, and goes on where it stopped
-    python benchmarks/fine_tuning.py --out runs/tuning --models bert --bert runs/reviews
+    python benchmarks/fine_tuning.py --out runs/tuning --models bert --bert runs/reviews/seed-0
 
 SST-2 is split as treebanks are (``do n't``, ``-lrb-``, two backquotes), the reviews are not (``don't``, ``(``, ``"``);
 so that words are those that pretraining met, both nets read the sentences as the reviews would have them.
 
-``--bert`` and ``--gpt`` name pretrained runs that are there already, such as the one of ``bert_pretrain.py --run``.
+``--bert`` and ``--gpt`` name pretrained runs that are there already, such as one of ``bert_pretrain.py --run``.
 Eight of the 1,821 test sentences also stand in the reviews, without a label.
 """
 
