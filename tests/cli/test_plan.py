@@ -119,6 +119,34 @@ def test_an_emitted_recipe_passes_check(capsys: pytest.CaptureFixture[str], tmp_
     assert main(["check", str(recipe), "--json"]) == 0
 
 
+def test_our_own_memory_is_counted_anew(capsys: pytest.CaptureFixture[str]) -> None:
+    """A layout planned with Megatron's memory need not fit under our trainer, which keeps more."""
+    asked = ["gpt3-175b", "--gpus", "1024", "--global-batch", "1536", "--top", "1", "--emit", "gradatim"]
+    assert main(["plan", asked[0], "selene-2022", *asked[1:]]) == 0
+    printed = capsys.readouterr()
+    (warning,) = (line for line in printed.err.splitlines() if line.startswith("warning: "))
+    needed, limit, planned = map(float, re.findall(r"\d+\.\d", warning)[:3])
+    assert needed > limit > planned and "gradatim plan gpt3-175b gradatim-a100" in warning
+    assert f"# Does not fit: {warning.removeprefix('warning: ').partition(' Try: ')[0]}" in printed.out
+    assert answer(capsys, asked[0], "gradatim-a100", *asked[1:])["warnings"] == []
+    megatron = answer(capsys, asked[0], "selene-2022", *asked[1:-1], "megatron")
+    assert megatron["warnings"] == []
+
+
+@pytest.mark.parametrize(
+    ("memory", "hint"),
+    [("16e9", "a cluster file with this hardware and the stack of gradatim-h100"), ("4e9", "--gpus ")],
+)
+def test_what_to_try_where_our_own_memory_is_too_much(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, memory: str, hint: str
+) -> None:
+    mine = tmp_path / "mine.yaml"
+    stack = "{weight_bytes: 1, gradient_bytes: 0, state_bytes: 0, overhead: 0}"
+    mine.write_text(f"device: {{name: one, memory: {memory}}}\nstack: {stack}\n")
+    found = answer(capsys, SHAPE, str(mine), "--gpus", "8", "--global-batch", "64", "--emit", "gradatim")
+    assert hint in found["warnings"][-1]
+
+
 def test_what_a_trainer_cannot_do_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     (problem,) = answer(capsys, *SMALL, "--emit", "torchtitan", code=2)["error"]["problems"]
     assert problem["where"] == "--emit torchtitan" and "Llama" in problem["what"]

@@ -20,6 +20,9 @@ from gradatim.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
     from gradatim.cli.plan_options import Asked
+    from gradatim.config.settings import LayoutConfig
+    from gradatim.plan.cluster import Cluster, Stack
+    from gradatim.plan.layouts import Fixed
     from gradatim.plan.search import Found
     from gradatim.plan.sweep import Training
 
@@ -94,9 +97,11 @@ def _plan(asked: Asked, files: dict[str, Path | None], as_json: bool) -> None:
     if not found.best:
         raise ConfigError(_nothing(asked, found))
     winner, trained = found.best[0], _trainings(asked, found)
-    text = None
+    text, warnings = None, []
     if asked.trainer:
         text = emitted(asked.trainer, shape, asked.config, winner.layout, batch, machine)
+        warnings += ["this layout needs more memory than a device has"] * (not winner.fits)
+        warnings += _too_much_for_ours(asked, winner.layout) if asked.trainer == "gradatim" else []
     layouts = [layout_document(shape, machine, candidate, batch) for candidate in found.best]
     document: dict[str, Any] = {
         "model": asked.names[0],
@@ -110,7 +115,7 @@ def _plan(asked: Asked, files: dict[str, Path | None], as_json: bool) -> None:
         "rejected": dict(found.rejected),
         "search_seconds": found.seconds,
         "error_seen": machine.stack.error,
-        **({"emitted": text} if text is not None else {}),
+        **({"emitted": text, "warnings": warnings} if text is not None else {}),
     }
     for kind, draw in (("svg", plan_svg), ("html", plan_html)):
         if path := files[kind]:
@@ -119,9 +124,34 @@ def _plan(asked: Asked, files: dict[str, Path | None], as_json: bool) -> None:
     if text is not None and not as_json:
         for line in remarks(shape, machine, found, batch)[:3]:
             say(line)
-    if text is not None and not winner.fits:
-        say("warning: this layout needs more memory than a device has")
+    for warning in warnings:
+        say(f"warning: {warning}")
     emit(document, as_json, lambda: text.rstrip() if text is not None else _page(asked, found, trained))
+
+
+def _too_much_for_ours(asked: Asked, layout: LayoutConfig) -> list[str]:
+    """A warning where our own trainer has no room for what was planned with another's memory, and what to try."""
+    from gradatim.plan.emit import PRECISION
+    from gradatim.plan.ours import OURS, our_twins, recount, with_our_stack
+    from gradatim.plan.search import search
+
+    shape, machine, devices, batch = asked.model, asked.cluster, asked.gpus[0], asked.batches[0]
+    precision = asked.config.precision if asked.config else PRECISION
+    counted = recount(machine, shape, layout, batch, precision)
+    if counted.fits:
+        return []
+    own = with_our_stack(machine, precision)
+    if not search(shape, own, devices, batch, fixed=asked.fixed, top=1).best:
+        free = replace(asked.fixed, tp=None, pp=None, dp=None)
+        more = _more_devices(asked, own, free, own.stack)
+        attempt = f"--gpus {more}, since nothing fits fewer" if more else "a smaller model, or full recomputation"
+    elif machine.stack.layers == "gradatim":
+        attempt = f"its file with stack.element_bytes: {own.stack.element_bytes}"
+    elif twins := our_twins(machine):
+        attempt = f"gradatim plan {asked.names[0]} {' or '.join(twins)} …, whose memory is our own trainer's"
+    else:
+        attempt = f"a cluster file with this hardware and the stack of {OURS}"
+    return [f"{counted.text}. Try: {attempt}"]
 
 
 def _trainings(asked: Asked, found: Found) -> list[Training | None]:
@@ -201,14 +231,24 @@ def _nothing(asked: Asked, found: Found) -> Problem:
         freer = replace(fixed, recompute="full")
         if search(shape, machine, devices, batch, fixed=freer, top=1, stack=limits).best:
             knobs.append("--recompute full")
-    times = 2
-    while not knobs and times <= LARGER:
-        more = search(shape, machine, devices * times, batch, fixed=free, top=1, stack=limits)
-        if more.best:
-            knobs.append("fix neither tp, pp nor dp, and " * cut + f"--gpus {devices * times}")
-        times *= 2
+    more = None if knobs else _more_devices(asked, machine, free, limits)
+    if more:
+        knobs.append("fix neither tp, pp nor dp, and " * cut + f"--gpus {more}")
     attempt = " or ".join(knobs) or "a smaller model, or a larger batch so that more devices can share it"
     return Problem(where=where, what="nothing fits", got=got, allowed=allowed, attempt=attempt)
+
+
+def _more_devices(asked: Asked, machine: Cluster, fixed: Fixed, limits: Stack) -> int | None:
+    """A number of devices, some times those asked for, that a layout fits."""
+    from gradatim.plan.search import search
+
+    times = 2
+    while times <= LARGER:
+        devices = asked.gpus[0] * times
+        if search(asked.model, machine, devices, asked.batches[0], fixed=fixed, top=1, stack=limits).best:
+            return devices
+        times *= 2
+    return None
 
 
 # --------------------------------------------------------------------------- a curve

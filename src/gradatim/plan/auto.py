@@ -20,12 +20,11 @@ from gradatim.plan.architecture import Architecture, architecture
 from gradatim.plan.cluster import Cluster, Stack, cluster_names, load_cluster
 from gradatim.plan.explain import GIB, layout_text, rejections
 from gradatim.plan.layouts import KNOBS, NO_LIMITS, Fixed, divisors
+from gradatim.plan.ours import with_our_stack
 from gradatim.plan.search import Candidate, Found, search
 
-OURS = "gradatim-h100"
-"""The packaged cluster whose stack is our own trainer on GPUs,"""
 STAND_IN = "cpu"
-"""and the one for machines that nobody has measured."""
+"""The packaged cluster for machines that nobody has measured."""
 WORDS = {"char": 256, "word": 1 << 15}
 """Entries that a vocabulary is taken for whose size is known only once the text is read."""
 WHERE = "layout: auto"
@@ -114,12 +113,7 @@ def _cluster(config: RunConfig) -> tuple[Cluster, str]:
         cluster = replace(cluster, device=device, node=replace(cluster.node, devices=1), devices=0)
     else:
         cluster, name = load_cluster(config.cluster), config.cluster
-    stack = cluster.stack
-    if cluster.calibrated:  # on CPUs, perhaps by an earlier version of ours that did not say so
-        stack = replace(stack, layers="gradatim", fused_dropout=False)
-    elif stack.layers != "gradatim":
-        stack = load_cluster(OURS).stack
-    return replace(cluster, stack=replace(stack, element_bytes=2 if config.precision == "bf16" else 4)), name
+    return with_our_stack(cluster, config.precision), name
 
 
 def _sized(cluster: Cluster, processes: int) -> Cluster:

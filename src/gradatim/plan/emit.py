@@ -21,7 +21,10 @@ from gradatim.config.settings import DataConfig, GptConfig, LayoutConfig, RunCon
 from gradatim.errors import ConfigError, Problem
 from gradatim.plan.architecture import Architecture
 from gradatim.plan.cluster import Cluster
+from gradatim.plan.ours import recount
 
+PRECISION = "bf16"
+"""Of a recipe that is made from a shape alone."""
 Flags = list[str]
 """A line of a command: flags that belong together, with their values."""
 
@@ -69,7 +72,7 @@ def _gradatim(
     """A whole recipe, which ``gradatim check`` passes."""
     kind: Literal["bpe", "wordpiece"] = "bpe" if isinstance(model.config, GptConfig) else "wordpiece"
     vocabulary = TokenizerConfig(kind=kind, vocab_size=model.vocab_size)
-    base = config or RunConfig(data=DataConfig(tokenizer=vocabulary), precision="bf16")
+    base = config or RunConfig(data=DataConfig(tokenizer=vocabulary), precision=PRECISION)
     base = replace(base, optimizer=replace(base.optimizer, warmup=min(base.optimizer.warmup, base.steps)))
     shape = replace(model.config, vocab_multiple=math.lcm(model.config.vocab_multiple, layout.tp))
     own = base.layout
@@ -83,8 +86,10 @@ def _gradatim(
                 for p in found
             )
         )
+    memory = recount(cluster, model, layout, batch, made.precision) if cluster else None
     return (
         f"# Planned: {_axes(layout)}. Save it, then: gradatim train FILE\n"
+        + (f"# Does not fit: {memory.text}.\n" if memory and not memory.fits else "")
         + ("" if config else "# Text, tokenizer, learning rate and steps are the defaults: state yours.\n")
         + config_to_yaml(made)
     )
