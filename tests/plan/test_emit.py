@@ -74,6 +74,25 @@ def test_megatron_llama_and_shards() -> None:
     assert "CUDA_DEVICE_MAX_CONNECTIONS" not in text  # which its sharding refuses
 
 
+@pytest.mark.parametrize(
+    ("cluster", "change", "overlaps", "told"),
+    [
+        ("eos-h100", {}, True, "needs Transformer Engine"),
+        ("eos-h100", {"sequence_parallel": False}, False, "with --sequence-parallel alone"),
+        ("eos-h100", {"tp": 1, "dp": 16, "sequence_parallel": False}, False, ""),
+        ("selene-2022", {}, False, ""),
+    ],
+)
+def test_megatron_hides_messages_where_the_plan_does(
+    cluster: str, change: dict[str, object], overlaps: bool, told: str
+) -> None:
+    """Megatron-LM asserts sequence parallelism beside --tp-comm-overlap."""
+    model, config = load_model("gpt3-175b")
+    text = emit("megatron", model, config, replace(WIDE, **change), 48, load_cluster(cluster))  # type: ignore[arg-type]
+    assert ("--tp-comm-overlap" in flags(text)) is overlaps
+    assert told in text and ("predicted time" in text) is bool(told)
+
+
 @pytest.mark.parametrize("counts", [[3, 4, 4, 3], [1, 2], [5, 4, 4, 4, 4, 5, 5, 2]])
 def test_stage_text_says_each_chunk(counts: list[int]) -> None:
     """Unrolled as Megatron-LM documents: (…)*n first, then t*n."""

@@ -126,6 +126,9 @@ def _megatron(
         lines.append(["--use-distributed-optimizer"])
     if stack and stack.overlap_data and layout.dp > 1:
         lines.append(["--overlap-grad-reduce", *(["--overlap-param-gather"] if layout.zero else [])])
+    hides = stack is not None and stack.overlap_tensor > 0 and layout.tp > 1
+    if hides and layout.sequence_parallel:
+        lines.append(["--tp-comm-overlap"])
     lines += _shape(model)
     if model.kv_heads != model.heads:
         lines.append(["--group-query-attention", "--num-query-groups", str(model.kv_heads)])
@@ -141,6 +144,10 @@ def _megatron(
         f"Megatron-LM: {_axes(layout)}. Add data, tokenizer, learning rate and --train-iters.",
         "--vocab-size is read with --tokenizer-type NullTokenizer; another tokenizer brings its own size.",
     ]
+    if hides and layout.sequence_parallel:
+        remarks.append("The predicted time counts on --tp-comm-overlap, which needs Transformer Engine (the default).")
+    elif hides:
+        remarks.append("The predicted time hides tensor-parallel messages: it does that with --sequence-parallel alone.")
     exports = ["export CUDA_DEVICE_MAX_CONNECTIONS=1"] if layout.tp > 1 and not fsdp else []
     return _script(remarks, exports, [*_torchrun(layout, cluster), "pretrain_gpt.py"], lines)
 
