@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from gradatim.cli.main import main
+from gradatim.plan.cluster import load_cluster
 
 SHAPE = "gpt:n_layers=24,d_model=2048,n_heads=16,vocab_size=51200"
 
@@ -145,6 +146,28 @@ def test_what_to_try_where_our_own_memory_is_too_much(
     mine.write_text(f"device: {{name: one, memory: {memory}}}\nstack: {stack}\n")
     found = answer(capsys, SHAPE, str(mine), "--gpus", "8", "--global-batch", "64", "--emit", "gradatim")
     assert hint in found["warnings"][-1]
+
+
+def test_what_a_cluster_file_leaves_out_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("device: {name: H200, peak: 989e12, memory: 141e9}\n")
+    asked = [SHAPE, str(mine), "--gpus", "8", "--global-batch", "64", "--top", "1"]
+    (note,) = answer(capsys, *asked)["notes"]
+    assert "device.bandwidth 2.039e+12" in note and "node.card 2.5e+10" in note and "device.peak" not in note
+    assert main(["plan", *asked]) == 0
+    assert f"note: {note}\n" in capsys.readouterr().err
+    assert answer(capsys, *SMALL)["notes"] == []
+    mine.write_text("{}")
+    answer(capsys, *asked, code=2)
+
+
+def test_a_packaged_cluster_is_shown_to_start_from(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["plan", "--show-cluster", "eos-h100"]) == 0
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(capsys.readouterr().out)
+    assert load_cluster(mine) == load_cluster("eos-h100")
+    assert main(["plan", "--show-cluster", "eos-h10"]) == 2
+    assert "try: eos-h100" in capsys.readouterr().err
 
 
 def test_what_a_trainer_cannot_do_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

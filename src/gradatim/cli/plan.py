@@ -33,6 +33,15 @@ NEAR = 256
 File = click.Path(path_type=Path)
 
 
+def _show_cluster(ctx: click.Context, _param: click.Parameter, name: str | None) -> None:
+    """Print a packaged cluster's file, and nothing else."""
+    from gradatim.plan.cluster import packaged
+
+    if name is not None:
+        print(packaged(name).decode().rstrip())
+        ctx.exit()
+
+
 @click.command(cls=Verb)
 @click.argument("model")
 @click.argument("cluster")
@@ -60,6 +69,10 @@ File = click.Path(path_type=Path)
 @click.option("--svg", type=File, metavar="FILE", help="Draw the timeline, memory and every knob, or the curves.")
 @click.option("--html", type=File, metavar="FILE", help="Likewise as a page, with the table.")
 @click.option("--hardware-flops", is_flag=True, help="Count what is computed again in the curves that are drawn.")
+@click.option(
+    "--show-cluster", metavar="NAME", is_eager=True, expose_value=False, callback=_show_cluster,
+    help="Print a packaged cluster's file to write one's own from, and nothing else.",
+)  # fmt: skip
 @json_option
 def command(
     model: str,
@@ -76,6 +89,8 @@ def command(
 
     files = {"svg": svg, "html": html}
     asked = read_options(model, cluster, {**options, "emit": trainer}, files)
+    for note in asked.notes:
+        say(f"note: {note}")
     if asked.swept:
         _curve(asked, files, hardware_flops, as_json)
     else:
@@ -115,6 +130,7 @@ def _plan(asked: Asked, files: dict[str, Path | None], as_json: bool) -> None:
         "rejected": dict(found.rejected),
         "search_seconds": found.seconds,
         "error_seen": machine.stack.error,
+        "notes": asked.notes,
         **({"emitted": text, "warnings": warnings} if text is not None else {}),
     }
     for kind, draw in (("svg", plan_svg), ("html", plan_html)):
@@ -282,6 +298,7 @@ def _curve(asked: Asked, files: dict[str, Path | None], hardware: bool, as_json:
         "critical_batch": asked.critical_batch,
         "points": curves.sweep_document(shape, machine, swept),
         "error_seen": machine.stack.error,
+        "notes": asked.notes,
     }
     for kind, draw in (("svg", curves.sweep_svg), ("html", curves.sweep_html)):
         if path := files[kind]:

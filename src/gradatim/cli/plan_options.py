@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from gradatim.config.decode import nearest
 from gradatim.config.settings import RunConfig
 from gradatim.errors import ConfigError, Problem
 from gradatim.plan.architecture import Architecture, load_model
-from gradatim.plan.cluster import Cluster, Stack, load_cluster
+from gradatim.plan.cluster import Cluster, Stack, assumed, read_cluster
 from gradatim.plan.emit import TRAINERS
 from gradatim.plan.layouts import KNOBS, NO_LIMITS, Fixed, divisors, without_limits
 
@@ -53,6 +53,8 @@ class Asked:
     critical_batch: float | None
     trainer: str | None
     """Whom to hand the layout over to."""
+    notes: list[str]
+    """What is taken for granted."""
 
     @property
     def swept(self) -> bool:
@@ -82,13 +84,13 @@ def read_options(
     if options["critical_batch"] is not None and options["tokens"] is None:
         what = "it says how many more tokens a large batch needs, so it goes with --tokens"
         problems.append(Problem(where="--critical-batch", what=what, got="no --tokens", attempt="--tokens 300e9"))
-    loaded, machine = None, None
+    loaded, machine, unstated = None, None, []
     try:
         loaded = load_model(model, numbers["context"])
     except ConfigError as error:
         problems += error.problems
     try:
-        machine = load_cluster(cluster)
+        machine, unstated = read_cluster(cluster)
     except ConfigError as error:
         problems += error.problems
     gpus = lists["gpus"]
@@ -119,7 +121,15 @@ def read_options(
         tokens=sizes["tokens"],
         critical_batch=sizes["critical_batch"],
         trainer=choices["emit"],
+        notes=_taken_for_granted(cluster, machine, unstated),
     )
+
+
+def _taken_for_granted(name: str, machine: Cluster, unstated: Sequence[str]) -> list[str]:
+    """Figures of a DGX A100 that stand in for those a cluster file leaves out."""
+    if not unstated:
+        return []
+    return [f"{name} does not state all of its hardware; a DGX A100's stands in: {assumed(machine, unstated)}"]
 
 
 def _flag(name: str) -> str:

@@ -17,7 +17,7 @@ import difflib
 import math
 import re
 import types
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -32,12 +32,15 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
     return next(iter(difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)), "")
 
 
-def likeliest(name: str) -> str:
-    """The dotted field that ``name``, which is none, may have meant: of another section, or misspelt."""
-    key = name.rpartition(".")[2]
-    if key in CALLED:
+def likeliest(name: str, names: Iterable[str] | None = None) -> str:
+    """The dotted field that ``name``, which is none, may have meant: of another section, or misspelt.
+
+    ``names``: all dotted fields, by default the config's.
+    """
+    key, known = name.rpartition(".")[2], option_names() if names is None else tuple(names)
+    if CALLED.get(key) in known:
         return CALLED[key]
-    return next((path for path in option_names() if path.rpartition(".")[2] == key), nearest(name, option_names()))
+    return next((path for path in known if path.rpartition(".")[2] == key), nearest(name, known))
 
 
 CALLED = {
@@ -81,6 +84,8 @@ class Decoder:
     """Dotted name → where it was set."""
     broken: set[str] = dataclasses.field(default_factory=set)
     """Dotted names whose value could not be read; rules leave them alone."""
+    names: Callable[[], Iterable[str]] = option_names
+    """All dotted names there are, of which hints for unknown ones are taken."""
 
     def value(self, hint: Any, entry: Entry, path: str = "", default: Any = None) -> Any:
         """The value of type ``hint`` (a field's, a section's) that ``entry`` spells."""
@@ -163,11 +168,17 @@ class Decoder:
                 )
             )
             return
-        elsewhere = key in CALLED or (not section and any(path.rpartition(".")[2] == key for path in option_names()))
+        there = tuple(self.names())
+        elsewhere = CALLED.get(key) in there or (
+            not section and any(dotted.rpartition(".")[2] == key for dotted in there)
+        )
         guess = "" if elsewhere else nearest(key, hints(cls))
         guess = ".".join([section, guess, *names[1:]]).lstrip(".") if guess else ""
-        if not guess or (len(names) > 1 and guess not in option_names()):
-            guess = likeliest(path)
+        if not guess or (len(names) > 1 and guess not in there):
+            guess = likeliest(path, there)
+            alike = nearest(names[-1], [guess.rpartition(".")[2]]) or guess == CALLED.get(names[-1])
+            if section and not alike:  # but for the section
+                guess = ""
         self.problems.append(
             Problem(
                 where=entry.where,

@@ -17,7 +17,7 @@ from gradatim.config.settings import LayoutConfig, RunConfig
 from gradatim.errors import ConfigError, Problem
 from gradatim.plan import here
 from gradatim.plan.architecture import Architecture, architecture
-from gradatim.plan.cluster import Cluster, Stack, cluster_names, load_cluster
+from gradatim.plan.cluster import Cluster, Stack, cluster_names, load_cluster, read_cluster
 from gradatim.plan.explain import GIB, layout_text, rejections
 from gradatim.plan.layouts import KNOBS, NO_LIMITS, Fixed, divisors
 from gradatim.plan.ours import with_our_stack
@@ -112,7 +112,10 @@ def _cluster(config: RunConfig) -> tuple[Cluster, str]:
         name = "this machine, taken for the packaged CPU: gradatim calibrate --out FILE and --cluster FILE know better"
         cluster = replace(cluster, device=device, node=replace(cluster.node, devices=1), devices=0)
     else:
-        cluster, name = load_cluster(config.cluster), config.cluster
+        cluster, unstated = read_cluster(config.cluster)
+        name = config.cluster
+        if unstated:
+            name += f" (not stated there, and taken for a DGX A100's: {', '.join(unstated)})"
     return with_our_stack(cluster, config.precision), name
 
 

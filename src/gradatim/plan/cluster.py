@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import stat
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, Literal
 import yaml
 
 from gradatim.config.decode import Decoder, nearest
+from gradatim.config.describe import settings
 from gradatim.config.tree import LARGEST, Written, read_tree
 from gradatim.errors import ConfigError, Problem
 
@@ -230,23 +232,53 @@ def cluster_names() -> list[str]:
     )
 
 
-CLUSTER_FILE = Written("cluster file", "device: {…}", "a packaged cluster, or gradatim calibrate --out here.yaml")
+START = "gradatim plan --show-cluster eos-h100 > mine.yaml"
+"""How to come by a file to write one's own from."""
+CLUSTER_FILE = Written("cluster file", "device: {…}", f"{START}, or gradatim calibrate --out here.yaml")
+HARDWARE = ("device", "node")
+"""Sections whose figures no other machine's can stand in for unsaid."""
 
 
 def load_cluster(name: str | Path) -> Cluster:
     """A packaged cluster by its name, or a YAML file. Raises ConfigError with every problem at once."""
+    return read_cluster(name)[0]
+
+
+def read_cluster(name: str | Path) -> tuple[Cluster, list[str]]:
+    """As ``load_cluster``, and the dotted names of hardware figures that the file leaves to the defaults."""
     text = str(name)
-    if text in cluster_names():
-        content = files("gradatim.plan.clusters").joinpath(f"{text}.yaml").read_bytes()
-    else:
-        content = _read(Path(text))
     found: list[Problem] = []
-    decoder = Decoder(problems=found)
-    cluster: Cluster = decoder.value(Cluster, read_tree(content, text, found, CLUSTER_FILE))
+    decoder = Decoder(problems=found, names=lambda: [setting.path for setting in settings(Cluster)])
+    tree = read_tree(_content(text), text, found, CLUSTER_FILE)
+    cluster: Cluster = decoder.value(Cluster, tree)
+    if not any(place.startswith("device.") for place in decoder.places) and "device" not in decoder.broken:
+        what, allowed = "this cluster file says nothing of its devices", "device: {name: …, peak: …, memory: …, …}"
+        found.append(Problem(where=text, what=what, got=tree.text(), allowed=allowed, attempt=START))
     found += _impossible(cluster, decoder)
     if found:
         raise ConfigError(*found)
-    return cluster
+    figures = [f"{section}.{field.name}" for section in HARDWARE for field in fields(getattr(cluster, section))]
+    return cluster, [figure for figure in figures if figure not in decoder.places]
+
+
+def assumed(cluster: Cluster, unstated: Sequence[str]) -> str:
+    """What stands in for figures that a file does not state: ``device.units 108, node.link 3e+11``."""
+    values = ((path, getattr(getattr(cluster, section), name)) for path in unstated
+              for section, _, name in [path.partition(".")])  # fmt: skip
+    return ", ".join(f"{path} {value:g}" if isinstance(value, float) else f"{path} {value}" for path, value in values)
+
+
+def _content(name: str) -> bytes:
+    return packaged(name) if name in cluster_names() else _read(Path(name))
+
+
+def packaged(name: str) -> bytes:
+    """The file of a packaged cluster, as it stands. Raises ConfigError where there is none of the name."""
+    if name in cluster_names():
+        return files("gradatim.plan.clusters").joinpath(f"{name}.yaml").read_bytes()
+    what, names = "there is no such packaged cluster", cluster_names()
+    guess = nearest(name, names) or names[0]
+    raise ConfigError(Problem(where="--show-cluster", what=what, got=name, allowed=", ".join(names), attempt=guess))
 
 
 def cluster_to_yaml(cluster: Cluster) -> str:
@@ -267,7 +299,7 @@ def _read(path: Path) -> bytes:
     except OSError as error:
         what, got = "there is no such cluster", str(error.strerror)
     guess = nearest(str(path), cluster_names())
-    attempt = guess or "gradatim calibrate --out cluster.yaml measures this machine"
+    attempt = guess or f"{START} to write one's own from, or gradatim calibrate --out here.yaml to measure this machine"
     raise ConfigError(Problem(where=str(path), what=what, got=got, allowed=", ".join(cluster_names()), attempt=attempt))
 
 
@@ -294,8 +326,10 @@ def _impossible(cluster: Cluster, decoder: Decoder) -> list[Problem]:
 
     def refuse(path: str, what: str, got: str, allowed: str) -> None:
         if path not in decoder.broken:
-            where = decoder.places.get(path, path.partition(".")[0])
-            problems.append(Problem(where=where, what=what, got=got, allowed=allowed))
+            section = path.partition(".")[0]
+            where = decoder.places.get(path) or decoder.places.get(section, section)
+            attempt = "" if path in decoder.places else f"state {path}"
+            problems.append(Problem(where=where, what=what, got=got, allowed=allowed, attempt=attempt))
 
     figures = {"devices": cluster.devices}
     for section in ("device", "node", "stack", "measured"):
@@ -318,7 +352,8 @@ def _impossible(cluster: Cluster, decoder: Decoder) -> list[Problem]:
             refuse(path, what, ", ".join(unknown) or "nothing", ", ".join(map(str, known)))
     if cluster.device.matmul > cluster.device.peak and not {"device.matmul", "device.peak"} & decoder.broken:
         what = "no product is faster than the datasheet's rate"
-        refuse("device.matmul", what, f"matmul {cluster.device.matmul:g}", f"at most peak {cluster.device.peak:g}")
+        got = f"matmul {cluster.device.matmul:g}" + " (not stated)" * ("device.matmul" not in decoder.places)
+        refuse("device.matmul", what, got, f"at most peak {cluster.device.peak:g}")
     return problems
 
 

@@ -147,7 +147,9 @@ def _megatron(
     if hides and layout.sequence_parallel:
         remarks.append("The predicted time counts on --tp-comm-overlap, which needs Transformer Engine (the default).")
     elif hides:
-        remarks.append("The predicted time hides tensor-parallel messages: it does that with --sequence-parallel alone.")
+        remarks.append(
+            "The predicted time hides tensor-parallel messages: it does that with --sequence-parallel alone."
+        )
     exports = ["export CUDA_DEVICE_MAX_CONNECTIONS=1"] if layout.tp > 1 and not fsdp else []
     return _script(remarks, exports, [*_torchrun(layout, cluster), "pretrain_gpt.py"], lines)
 
