@@ -29,15 +29,15 @@ class Device:
     name: str = "A100-SXM4-80GB"
     """What it is called."""
     peak: float = 312e12
-    """Datasheet FLOP/s of matrix products at the training precision; what MFU is measured against."""
+    """Datasheet FLOP/s of matrix products at the training precision, without sparsity; what MFU is measured against."""
     matmul: float = 271e12
     """Best FLOP/s that a matrix product has been seen to reach."""
     units: int = 108
     """Streaming multiprocessors, each working on one tile at a time."""
     bandwidth: float = 2.039e12
-    """Datasheet bytes/s of its memory."""
+    """Datasheet bytes/s of its memory, read and written together."""
     memory: float = 80e9
-    """Bytes of its memory."""
+    """Bytes of its memory (not GiB: 80e9 and 85e9 are both sold as 80 GB)."""
     vector: float = 19.5e12
     """Datasheet FLOP/s of its ordinary cores, which take products whose rows do not begin at 16 bytes."""
 
@@ -49,13 +49,13 @@ class Node:
     devices: int = 8
     """Devices in a node."""
     link: float = 300e9
-    """Datasheet bytes/s that a device sends over the links inside a node."""
+    """Datasheet bytes/s that a device sends over the links inside a node, in one direction."""
     latency: float = 3e-6
     """Seconds until the first byte is there, inside a node."""
     cards: int = 8
     """Network cards of a node, shared by its devices."""
     card: float = 25e9
-    """Bytes/s that a card sends."""
+    """Datasheet bytes/s that a card sends, in one direction: 400 Gb/s are 50e9."""
     network_latency: float = 10e-6
     """Seconds until the first byte is there, across nodes."""
 
@@ -142,9 +142,11 @@ class Stack:
     multiplier_one_node: float | None = None
     """Likewise in one node, where those runs were another installation's; null means the same."""
     error: tuple[float, float] | None = None
-    """Median and 90th percentile of |predicted/measured − 1| over measured runs that the multiplier has not seen,"""
+    """Median and 90th percentile of |predicted/measured − 1| over measured runs that the multiplier has not seen."""
     seen: tuple[int, int] | None = None
-    """and their fewest and most devices."""
+    """Fewest and most devices of those runs."""
+    runs: int = 0
+    """How many those runs are; 0: not stated."""
     overhead: float = 2e9
     """Bytes of a device that the context, the communication library and the allocator keep."""
 
