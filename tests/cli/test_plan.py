@@ -37,6 +37,21 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert first["mfu"] == pytest.approx(first["tflops_per_gpu"] / 312)
 
 
+def test_json_has_what_the_page_says(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = [SHAPE, "selene-2022", "--gpus", "16", "--global-batch", "64", "--top", "1"]
+    found = answer(capsys, *asked)
+    assert found["device"] == {"name": "A100-SXM4-80GB", "memory_gib": pytest.approx(85e9 / 2**30)}
+    assert found["measured"] == {"runs": 6, "error": [0.02, 0.03], "devices": [8, 512], "memory_error": None}
+    (best,) = found["layouts"]
+    assert set(found["knobs"]) == {knob for knob in best if knob in found["knobs"]}
+    for knob, costs in found["knobs"].items():
+        assert costs[str(best[knob]).lower()] == best["seconds"] == min(s for s in costs.values() if s is not None)
+    assert main(["plan", *asked]) == 0
+    page = capsys.readouterr().out
+    assert found["how_sure"][-1] in page
+    assert f"full {100 * (found['knobs']['recompute']['full'] / best['seconds'] - 1):+.1f} %" in page
+
+
 def test_a_fixed_layout_is_predicted_even_if_it_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
     fixed = ["--tp", "1", "--pp", "1", "--dp", "8", "--microbatch", "8", "--recompute", "none", "--global-batch", "64"]
     (layout,) = answer(capsys, "gpt3-175b", "selene-2021", *fixed)["layouts"]

@@ -102,9 +102,10 @@ def command(
 
 def _plan(asked: Asked, files: dict[str, Path | None], as_json: bool) -> None:
     from gradatim.plan.emit import emit as emitted
-    from gradatim.plan.explain import layout_document, remarks
+    from gradatim.plan.explain import GIB, knob_costs, layout_document, measured_document, remarks
     from gradatim.plan.picture import plan_html, plan_svg
     from gradatim.plan.search import predicted, search
+    from gradatim.plan.sure import close_to_full, how_sure
 
     shape, machine, devices, batch = asked.model, asked.cluster, asked.gpus[0], asked.batches[0]
     found = search(shape, machine, devices, batch, fixed=asked.fixed, top=asked.top, stack=asked.limits)
@@ -129,7 +130,17 @@ def _plan(asked: Asked, files: dict[str, Path | None], as_json: bool) -> None:
         "considered": found.considered,
         "rejected": dict(found.rejected),
         "search_seconds": found.seconds,
+        "device": {"name": machine.device.name, "memory_gib": machine.device.memory / GIB},
         "error_seen": machine.stack.error,
+        "measured": measured_document(machine),
+        **(
+            {
+                "how_sure": [*close_to_full(shape, machine, found, batch), how_sure(machine, winner.layout)],
+                "knobs": knob_costs(shape, machine, found, batch),
+            }
+            if as_json
+            else {}
+        ),
         "notes": asked.notes,
         **({"emitted": text, "warnings": warnings} if text is not None else {}),
     }
@@ -272,7 +283,8 @@ def _more_devices(asked: Asked, machine: Cluster, fixed: Fixed, limits: Stack) -
 
 def _curve(asked: Asked, files: dict[str, Path | None], hardware: bool, as_json: bool) -> None:
     from gradatim.plan import sweep as curves
-    from gradatim.plan.explain import how_sure, sequence_text, size_text
+    from gradatim.plan.explain import GIB, measured_document, sequence_text, size_text
+    from gradatim.plan.sure import how_sure
 
     shape, machine = asked.model, asked.cluster
     swept = curves.sweep(
@@ -297,6 +309,8 @@ def _curve(asked: Asked, files: dict[str, Path | None], hardware: bool, as_json:
         "tokens": asked.tokens,
         "critical_batch": asked.critical_batch,
         "points": curves.sweep_document(shape, machine, swept),
+        "device": {"name": machine.device.name, "memory_gib": machine.device.memory / GIB},
+        "measured": measured_document(machine),
         "error_seen": machine.stack.error,
         "notes": asked.notes,
     }

@@ -147,6 +147,8 @@ class Stack:
     """Fewest and most devices of those runs."""
     runs: int = 0
     """How many those runs are; 0: not stated."""
+    memory_error: tuple[float, float] | None = None
+    """Median and largest |planned/measured − 1| of the peak memory of measured runs; null where none told it."""
     overhead: float = 2e9
     """Bytes of a device that the context, the communication library and the allocator keep."""
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from gradatim.config.settings import LayoutConfig
 from gradatim.plan.architecture import Architecture
 from gradatim.plan.cluster import Cluster
 from gradatim.plan.layouts import KNOBS
 from gradatim.plan.search import TOO_LARGE, Candidate, Found, best_with
+from gradatim.plan.sure import close_to_full, how_sure, layout_text
 from gradatim.shapes import matmuls
 
 GIB = 2**30
@@ -64,23 +64,26 @@ def layout_document(model: Architecture, cluster: Cluster, candidate: Candidate,
     return document
 
 
-def layout_text(layout: LayoutConfig) -> str:
-    """``tp 8, pp 12, dp 4, interleaved in 4 chunks, microbatch 1``: what differs from the plain is said."""
-    parts = [f"tp {layout.tp}", f"pp {layout.pp}", f"dp {layout.dp}"]
-    if layout.pp > 1:
-        parts.append(layout.schedule + (f" in {layout.chunks} chunks" if layout.chunks > 1 else ""))
-    parts.append(f"microbatch {layout.microbatch}")
-    if layout.sequence_parallel:
-        parts.append("sequence parallel")
-    if layout.recompute != "none":
-        parts.append(f"{layout.recompute} recomputation")
-    if layout.zero:
-        parts.append(f"ZeRO-{layout.zero}")
-    return ", ".join(parts)
+def knob_costs(model: Architecture, cluster: Cluster, found: Found, global_batch: int) -> dict[str, dict[str, Any]]:
+    """For each knob and each of its values the seconds of the fastest layout with it; None where none fits."""
+    if found.columns is None:
+        return {}
+    costs: dict[str, dict[str, Any]] = {}
+    for knob in KNOBS:
+        best = best_with(found, cluster, model, global_batch, knob)
+        costs[knob] = {str(value).lower(): c.prediction.seconds if c else None for value, c in best.items()}
+        costs[knob][str(getattr(found.best[0].layout, knob)).lower()] = found.best[0].prediction.seconds
+    return costs
 
 
 RANKING = ["rank", "tp", "pp", "dp", "schedule", "b", "sp", "recompute", "zero", "s/step", "TFLOP/s", "MFU %", "GiB"]
 """Columns of ``ranking``; GiB are those of the fullest stage."""
+
+
+def measured_document(cluster: Cluster) -> dict[str, Any]:
+    """What measured runs of the stack there were and how far they were off, as JSON has it; fractions, not per cent."""
+    stack = cluster.stack
+    return {"runs": stack.runs or None, "error": stack.error, "devices": stack.seen, "memory_error": stack.memory_error}
 
 
 def ranking(model: Architecture, cluster: Cluster, found: list[Candidate], global_batch: int) -> list[list[Any]]:
@@ -133,6 +136,7 @@ def remarks(model: Architecture, cluster: Cluster, found: Found, global_batch: i
     lines = [f"fastest: {layout_text(winner.layout)}: {seconds:.4g} s a step"]
     lines.append("time goes to computing" + (f", besides {', '.join(lost)}" if lost else " alone"))
     lines.append(memory_by_stage(winner, cluster))
+    lines += close_to_full(model, cluster, found, global_batch)
     if len(found.best) > 1:
         second = found.best[1]
         lines.append(f"next: {layout_text(second.layout)}, {_percent(second.prediction.seconds / seconds)}")
@@ -143,42 +147,22 @@ def remarks(model: Architecture, cluster: Cluster, found: Found, global_batch: i
 
 def _one_knob_away(model: Architecture, cluster: Cluster, found: Found, global_batch: int) -> list[str]:
     """For each knob what its other values cost, the rest chosen anew."""
-    if found.columns is None:
-        return []
     winner, lines = found.best[0], []
-    for knob in KNOBS:
-        best = best_with(found, cluster, model, global_batch, knob)
-        own = getattr(winner.layout, knob)
-        others = []
-        for value, candidate in best.items():
-            if value == own:
-                continue
-            cost = _percent(candidate.prediction.seconds / winner.prediction.seconds) if candidate else "does not fit"
-            others.append(f"{str(value).lower()} {cost}")
+    for knob, costs in knob_costs(model, cluster, found, global_batch).items():
+        own = str(getattr(winner.layout, knob)).lower()
+        others = [
+            f"{value} {_percent(seconds / winner.prediction.seconds) if seconds else 'does not fit'}"
+            for value, seconds in costs.items()
+            if value != own
+        ]
         if others:
             shown = others if len(others) <= 8 else [*others[:8], "…"]
-            lines.append(f"{knob.replace('_', ' ')} {str(own).lower()}; else {'; '.join(shown)}")
+            lines.append(f"{knob.replace('_', ' ')} {own}; else {'; '.join(shown)}")
     return lines
 
 
 def _percent(ratio: float) -> str:
     return f"{100 * (ratio - 1):+.1f} %"
-
-
-def how_sure(cluster: Cluster, layout: LayoutConfig) -> str:
-    """The error seen on measured runs of this stack."""
-    stack = cluster.stack
-    if stack.error is None:
-        return "how sure: no measured run of this stack has been compared; see gradatim calibrate"
-    median, most = stack.error
-    text = f"how sure: half the measured runs of this stack were within {100 * median:.1f} % of what is predicted, "
-    text += f"nine of ten within {100 * most:.0f} %"
-    devices = layout.tp * layout.pp * layout.dp
-    if stack.seen:
-        text += f" ({stack.seen[0]:,} to {stack.seen[1]:,} devices" + (
-            ")" if stack.seen[0] <= devices <= stack.seen[1] else "; this is outside)"
-        )
-    return text
 
 
 def rejections(found: Found) -> list[str]:

@@ -71,7 +71,9 @@ class Found:
     bounds: Array = None
     """the bound below each one's seconds,"""
     fits: Array = None
-    """and whether its bytes fit."""
+    """whether its bytes fit,"""
+    needed: Array = None
+    """and how many its fullest rank needs."""
 
 
 TOO_LARGE = "needs more memory than a device has"
@@ -265,7 +267,7 @@ def search(
         seconds, needed = bounds(cluster, model, columns, global_batch, physics)
         fits = needed <= cluster.device.memory * (1 + 1e-9)  # to rounding; what is judged is judged exactly
         found.rejected[TOO_LARGE] += int((~fits).sum())
-        found.columns, found.bounds, found.fits = columns, seconds, fits
+        found.columns, found.bounds, found.fits, found.needed = columns, seconds, fits, needed
         order = np.argsort(seconds, kind="stable")
         for i in order[fits[order]].tolist():
             if len(found.best) >= top and seconds[i] >= found.best[top - 1].prediction.seconds:
@@ -312,6 +314,23 @@ def best_with(
                 candidate = tried
         names = {"schedule": found.columns.names, "recompute": found.columns.recomputes}.get(knob)
         best[names[value] if names else bool(value) if knob == "sequence_parallel" else value] = candidate
+    return best
+
+
+def best_within(
+    found: Found, cluster: Cluster, model: Architecture, global_batch: int, memory: float, physics: Physics = FITTED
+) -> Candidate | None:
+    """The fastest layout of a search whose fullest rank needs ``memory`` bytes at most; None where there is none."""
+    if found.columns is None:
+        return None
+    best: Candidate | None = None
+    possible = np.flatnonzero(found.needed <= memory * (1 + 1e-9))
+    for i in possible[np.argsort(found.bounds[possible], kind="stable")].tolist():
+        if best is not None and found.bounds[i] >= best.prediction.seconds:
+            break
+        tried = judge(cluster, model, found.columns.layout(i), global_batch, physics)
+        if max(tried.memory) <= memory and (best is None or tried.prediction.seconds < best.prediction.seconds):
+            best = tried
     return best
 
 

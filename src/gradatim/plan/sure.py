@@ -1,0 +1,101 @@
+"""How far a prediction can be trusted: errors seen on measured runs, and what none of those runs had. No torch."""
+
+from __future__ import annotations
+
+from gradatim.config.settings import LayoutConfig
+from gradatim.plan.architecture import Architecture
+from gradatim.plan.cluster import Cluster, Stack, load_cluster
+from gradatim.plan.search import Found, best_within
+
+GIB = 2**30
+TIGHT = 0.05
+"""Share of a device's memory below which what is left free is told."""
+OTHERS = "nanotron-h100"
+"""The packaged cluster with most measured peaks, which stands in where a stack has none."""
+
+
+def how_sure(cluster: Cluster, layout: LayoutConfig) -> str:
+    """The error of time seen on measured runs of this stack, or that there were none like this layout."""
+    stack = cluster.stack
+    if stack.error is None:
+        return "how sure: no measured run of this stack has been compared; see gradatim calibrate"
+    median, most = stack.error
+    runs = f"{stack.runs:,} measured runs" if stack.runs else "the measured runs"
+    told = f"half of {runs} of this stack were within {100 * median:.1f} % of what is predicted, "
+    told += f"nine of ten within {100 * most:.0f} %"
+    devices = layout.tp * layout.pp * layout.dp
+    if stack.seen:
+        seen = f"{stack.seen[0]:,} to {stack.seen[1]:,} devices"
+        if stack.seen[0] == stack.seen[1]:
+            seen = f"all on {device_text(stack.seen[0])}"
+        told += f" ({seen}{')' if stack.seen[0] <= devices <= stack.seen[1] else '; this is outside)'}"
+    beyond = beyond_stack(stack, layout)
+    if beyond:
+        had = " or ".join(beyond)
+        return f"how sure: no measured run of this stack had {had}, which it cannot run; of what it can, {told}"
+    return f"how sure: {told}"
+
+
+def device_text(count: int) -> str:
+    """``1 device``, ``1,024 devices``."""
+    return f"{count:,} device{'s' if count != 1 else ''}"
+
+
+def layout_text(layout: LayoutConfig) -> str:
+    """``tp 8, pp 12, dp 4, interleaved in 4 chunks, microbatch 1``: what differs from the plain is said."""
+    parts = [f"tp {layout.tp}", f"pp {layout.pp}", f"dp {layout.dp}"]
+    if layout.pp > 1:
+        parts.append(layout.schedule + (f" in {layout.chunks} chunks" if layout.chunks > 1 else ""))
+    parts.append(f"microbatch {layout.microbatch}")
+    if layout.sequence_parallel:
+        parts.append("sequence parallel")
+    if layout.recompute != "none":
+        parts.append(f"{layout.recompute} recomputation")
+    if layout.zero:
+        parts.append(f"ZeRO-{layout.zero}")
+    return ", ".join(parts)
+
+
+def beyond_stack(stack: Stack, layout: LayoutConfig) -> list[str]:
+    """What a layout has that this software cannot do."""
+    beyond = []
+    if layout.pp > 1 and layout.schedule not in stack.schedules:
+        beyond.append(f"the schedule {layout.schedule}")
+    elif layout.chunks > stack.chunks:
+        beyond.append(f"{layout.chunks} chunks on a rank")
+    if layout.sequence_parallel and not stack.sequence_parallel:
+        beyond.append("sequence parallelism")
+    if layout.dp > 1 and layout.zero not in stack.zero:
+        beyond.append(f"ZeRO-{layout.zero}" if layout.zero else "replicas without ZeRO")
+    if layout.recompute not in stack.recompute and (stack.selects or layout.recompute != "selective"):
+        beyond.append(f"{layout.recompute} recomputation" if layout.recompute != "none" else "no recomputation")
+    if isinstance(layout.split, str) and layout.pp > 1 and layout.split not in stack.splits:
+        beyond.append(f"stages split {layout.split}")
+    return beyond
+
+
+def close_to_full(model: Architecture, cluster: Cluster, found: Found, global_batch: int) -> list[str]:
+    """Where the winner all but fills a device: how far planned peaks were off, and what leaves more room."""
+    winner, limit = found.best[0], cluster.device.memory
+    free = 1 - max(winner.memory) / limit
+    if not 0 <= free < TIGHT:
+        return []
+    error = cluster.stack.memory_error
+    told = "peaks of this stack's measured runs were"
+    if error is None:
+        error = load_cluster(OTHERS).stack.memory_error
+        told = f"no measured run of this stack told its peak; those of {OTHERS} were"
+        assert error is not None
+    line = (
+        f"memory is close: {100 * free:.1f} % of a device is left; {told} off by {100 * error[0]:.1f} % in the median "
+    )
+    line += f"and {100 * error[1]:.0f} % at most; "
+    roomy = best_within(found, cluster, model, global_batch, (1 - TIGHT) * limit)
+    if roomy is None:
+        return [f"{line}no layout leaves {100 * TIGHT:.0f} %"]
+    places = [place for place, shown in enumerate(found.best, 1) if shown.layout == roomy.layout]
+    where = f"rank {places[0]}" if places else "not among those shown"
+    return [
+        f"{line}the fastest that leaves {100 * TIGHT:.0f} % is {where}, {roomy.prediction.seconds:.4g} s a step: "
+        f"{layout_text(roomy.layout)}, {max(roomy.memory) / GIB:,.1f} GiB"
+    ]
