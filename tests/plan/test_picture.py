@@ -62,7 +62,7 @@ def test_plan_html_is_one_file(model: Architecture, cluster: Cluster, found: Fou
 def test_timeline_lasts_as_long_as_predicted(model: Architecture, cluster: Cluster, found: Found) -> None:
     layout = found.best[0].layout
     words = " ".join(texts(document(timeline(model, cluster, layout, 16), "", "")))
-    said = re.search(r"makespan ([\d.]+)", words)
+    said = re.search(r"makespan ([\d.]+) ms", words)
     assert said
     parts = predict(cluster, model, layout, 16).breakdown
     passes = sum(parts[cause] for cause in ("compute", "tensor", "pipeline", "bubble"))
@@ -70,10 +70,16 @@ def test_timeline_lasts_as_long_as_predicted(model: Architecture, cluster: Clust
 
 
 def test_long_timeline_says_what_it_leaves_out(model: Architecture, cluster: Cluster) -> None:
+    """And tells the whole step's bubble, not that of the few microbatches drawn."""
     layout = search(model, cluster, 4, 16384, fixed=Fixed(pp=4, microbatch=1, tp=1), top=1).best[0].layout
-    assert any(
-        "of 16,384 microbatches" in text for text in texts(document(timeline(model, cluster, layout, 16384), "", ""))
-    )
+    words = " ".join(texts(document(timeline(model, cluster, layout, 16384), "", "")))
+    assert "of 16,384 microbatches" in words
+    said = re.search(r"makespan ([\d.e+]+) ms, ideal ([\d.e+]+) ms, bubble overhead ([\d.e-]+)", words)
+    assert said
+    parts = predict(cluster, model, layout, 16384).breakdown
+    passes = sum(parts[cause] for cause in ("compute", "tensor", "pipeline", "bubble"))
+    assert float(said[1]) == pytest.approx(1000 * passes, rel=1e-3)
+    assert float(said[3]) == pytest.approx(parts["bubble"] / (passes - parts["bubble"]), rel=1e-2)
 
 
 def test_one_stage_has_no_timeline(model: Architecture, cluster: Cluster) -> None:
@@ -111,3 +117,13 @@ def test_columns_stand_below_their_limit() -> None:
     drawn = columns({"a": [1.0, 2.0], "b": [1.0, 0.0]}, title="t", x_label="stage", limit=4, limit_name="all")
     assert "all" in texts(document(drawn, "h", "w"))
     assert len(re.findall(r"M[\d.]+ [\d.]+h[\d.]+V", drawn.body)) == 3  # what is nothing is not drawn
+
+
+@pytest.mark.parametrize(("count", "upright", "shown"), [(8, 0, 8), (32, 32, 32), (128, 0, 0)])
+def test_totals_fit_their_columns(count: int, upright: int, shown: int) -> None:
+    totals = [70.1 + stage / 100 for stage in range(count)]
+    body = columns({"a": totals}, title="GiB", x_label="stage", limit=79, limit_name="all").body
+    assert body.count("rotate(-90") == upright
+    words = texts(document(columns({"a": totals}, title="GiB", x_label="stage", limit=79, limit_name="all"), "h", "w"))
+    assert sum(word.startswith(("70.", "71.")) for word in words) == shown
+    assert ("GiB: 70.1 to 71.4" in words) is (not shown)

@@ -19,6 +19,8 @@ FAINT = 'stroke="#808080" stroke-opacity=".25"'
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 30, 44
 """Room around the plot for numbers, title and names."""
 LETTER = 6.0
+UPRIGHT = 11
+"""Pixels of a column in which a number can stand upright."""
 """Width of a letter of 11 pixels, about."""
 
 
@@ -122,13 +124,19 @@ def columns(
     width: float = 1000,
     height: float = 260,
 ) -> Drawing:
-    """Columns side by side, each in layers, below a dashed limit."""
+    """Columns side by side, each in layers, below a dashed limit.
+
+    A total stands in its column, upright where it is too wide for that; of columns too narrow for either the title
+    says the least and the most.
+    """
     count = max(map(len, layers.values()))
     totals = [sum(values[i] for values in layers.values()) for i in range(count)]
     axis = Scale(max(*totals, limit), height - TOP - BOTTOM)
     base, room = TOP + axis.length, width - LEFT - RIGHT
     step = min(room / count, 72)
     thick = step * 0.72
+    if thick < UPRIGHT and count > 1:
+        title += f": {number(min(totals))} to {number(max(totals))}"
     body = [_text(0, 14, title, 'font-size="13" font-weight="600"'), *_rules(axis, LEFT + step * count + RIGHT)]
     under = [0.0] * count
     for colour, values in zip(_colours(len(layers)), layers.values()):
@@ -144,9 +152,13 @@ def columns(
         x = LEFT + (i + 0.5) * step
         if i % every == 0:
             body.append(_text(x, base + 15, str(i), MIDDLE))
-            inside = axis.at(total) > 20  # above, it would run into the limit
-            y = base - axis.at(total) + (14 if inside else -4)
-            body.append(_text(x, y, number(total), WHITE if inside else MIDDLE))
+        y, long = base - axis.at(total), len(number(total)) * LETTER
+        inside = axis.at(total) > 20  # above, it would run into the limit
+        if long <= thick:
+            body.append(_text(x, y + (14 if inside else -4), number(total), WHITE if inside else MIDDLE))
+        elif thick >= UPRIGHT and axis.at(total) > long + 8:
+            turned = f'{UPWARD} transform="rotate(-90 {_n(x + 4)} {_n(y + 4)})"'
+            body.append(_text(x + 4, y + 4, number(total), turned))
     high = base - axis.at(limit)
     stop = LEFT + step * count + RIGHT
     body.append(f'<path stroke="#c0392b" stroke-dasharray="5 4" d="M{LEFT} {_n(high)}H{_n(stop)}"/>')
@@ -250,6 +262,7 @@ def document(drawing: Drawing, heading: str, what: str, under: str = "", *, head
 SMALL = 'font-size="12"'
 MIDDLE = 'font-size="11" text-anchor="middle"'
 WHITE = f'{MIDDLE} fill="#fff"'
+UPWARD = 'font-size="11" text-anchor="end" fill="#fff"'
 
 
 @dataclass(frozen=True, slots=True)

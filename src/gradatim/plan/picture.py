@@ -20,7 +20,7 @@ from gradatim.plan.predict import multiplier, pipeline_times
 from gradatim.plan.search import Candidate, Found, best_with, search
 from gradatim.report import page
 from gradatim.schedules import build_schedule, durations, simulate, timeline_rows, timeline_svg
-from gradatim.schedules.timeline import caption, title
+from gradatim.schedules.timeline import caption, in_flight_text, overhead, quantity, title
 
 MOST = 30_000
 """Actions of a timeline; of a longer step the first microbatches are drawn, as many as show its pattern."""
@@ -117,10 +117,16 @@ def timeline(model: Architecture, cluster: Cluster, layout: LayoutConfig, global
     forward, backward = ([scale * seconds for seconds in part] for part in times.occupied)
     schedule = build_schedule(layout.schedule, layout.pp, shown, layout.chunks)
     simulation = simulate(schedule, durations(forward, backward), transfer=scale * times.beside)
-    said = caption(simulation)
+    said = caption(simulation, "ms")
     if shown < whole:
-        said.append(f"the first {shown:,} of {whole:,} microbatches: the rest repeats the pattern")
-    return embedded(timeline_svg({"": timeline_rows(simulation)}, title(simulation), said, unit="ms"))
+        makespan, ideal = scale * times.step(layout, whole), simulation.ideal * whole / shown
+        said = [
+            f"the whole step: makespan {quantity(makespan)} ms, ideal {quantity(ideal)} ms, "
+            f"bubble overhead {overhead(makespan / ideal - 1)}",
+            f"drawn is a step of its first {shown:,} microbatches: the rest repeats the pattern",
+            in_flight_text(simulation),
+        ]
+    return embedded(timeline_svg({"": timeline_rows(simulation)}, title(simulation, whole), said, unit="ms"))
 
 
 def memory_columns(model: Architecture, cluster: Cluster, layout: LayoutConfig, global_batch: int) -> Drawing:

@@ -247,27 +247,35 @@ def formula(simulation: Simulation) -> tuple[str, Fraction | None, bool]:
     return formula_text(schedule.name), value, agrees
 
 
-def title(simulation: Simulation) -> str:
-    """What is seen: schedule, stages, microbatches, chunks."""
+def title(simulation: Simulation, whole: int = 0) -> str:
+    """What is seen: schedule, stages, microbatches (the first of a ``whole`` that has more), chunks."""
     schedule = simulation.schedule
     counts = [(schedule.stages, "stage", "stages"), (schedule.microbatches, "microbatch", "microbatches")]
     if schedule.chunks > 1:
         counts.append((schedule.chunks, "", "chunks per rank"))
     words = [f"{count:,} {one if count == 1 else more}" for count, one, more in counts]
+    if whole > schedule.microbatches:
+        words[1] = f"the first {schedule.microbatches:,} of {whole:,} microbatches"
     return f"{TITLES.get(schedule.name, schedule.name)}: {', '.join(words)}"
 
 
-def caption(simulation: Simulation) -> list[str]:
+def caption(simulation: Simulation, unit: str = "") -> list[str]:
     """Makespan, ideal and bubble overhead beside the formula, and the memory high-water: two lines."""
     text, value, agrees = formula(simulation)
-    line = f"makespan {quantity(simulation.makespan)}, ideal {quantity(simulation.ideal)}, "
+    line = f"makespan {quantity(simulation.makespan)} {unit}".rstrip() + ", "
+    line += f"ideal {quantity(simulation.ideal)} {unit}".rstrip() + ", "
     line += f"bubble overhead {overhead(simulation.bubble_overhead)}"
     if agrees:
         line += f" = {text}"
     elif value is not None:
         line += f"; {text} = {overhead(value)} if all were equal and transfers free"
+    return [line, in_flight_text(simulation)]
+
+
+def in_flight_text(simulation: Simulation) -> str:
+    """The memory high-water: what each rank holds at a time, at most."""
     noun = "microbatches" if simulation.schedule.chunks == 1 else "chunk-microbatches"
-    return [line, f"most {noun} in flight, by rank: {numbers(simulation.peak_in_flight)}"]
+    return f"most {noun} in flight, by rank: {numbers(simulation.peak_in_flight)}"
 
 
 def numbers(values: Sequence[int], most: int = 16) -> str:
