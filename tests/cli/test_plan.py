@@ -88,9 +88,9 @@ def test_every_problem_at_once(capsys: pytest.CaptureFixture[str]) -> None:
         (["gpt3-175b", "selene-2021", "--gpus", "8", "--global-batch", "8"], "--gpus 64"),
         ([SHAPE, "selene-2021", "--gpus", "8", "--global-batch", "7", "--dp", "4"], "--global-batch 8"),
         ([SHAPE, "selene-2021", "--global-batch", "8"], "--gpus 64"),
-        ([SHAPE, "selene-2021", "--gpus=8", "--tp=2", "--pp=2", "--dp=3", "--global-batch=8"], "--gpus 12"),
+        ([SHAPE, "selene-2021", "--gpus=8", "--tp=2", "--pp=2", "--dp=3", "--global-batch=8"], "12 --global-batch 9"),
         (["lstm", "selene-2021", "--gpus", "8", "--global-batch", "8"], "gradatim plan gpt3-175b"),
-        ([SHAPE, "selene-2021", "--gpus", "8", "--global-batch", "8", "--dp", "3"], "--gpus 6"),
+        ([SHAPE, "selene-2021", "--gpus", "8", "--global-batch", "8", "--dp", "3"], "--dp 4"),
         ([SHAPE, "selene-2021", "--gpus", "8", "--global-batch", "8", "--tp", "2", "--dp", "8"], "--gpus 16"),
         ([SHAPE, "selene-2021", "--gpus", "8", "--global-batch", "8", "--pp", "1", "--chunks", "2"], "--chunks 1"),
         (
@@ -256,16 +256,48 @@ def test_numbers_beyond_all_measure(capsys: pytest.CaptureFixture[str], option: 
 def test_a_batch_that_would_do_is_not_looked_for_where_none_would(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gradatim.plan import layouts
+    from gradatim.cli import plan_hints
 
     tried = []
-    legal = layouts.legal_layouts
-    monkeypatch.setattr(layouts, "legal_layouts", lambda *given: tried.append(given) or legal(*given))
+    legal = plan_hints.legal_layouts
+    monkeypatch.setattr(plan_hints, "legal_layouts", lambda *given: tried.append(given) or legal(*given))
     fixed = ["--tp", "2", "--context", "1023", "--sequence-parallel", "true"]
     (problem,) = answer(capsys, SHAPE, "selene-2022", "--gpus", "8", "--global-batch", "8", *fixed, code=2)["error"][
         "problems"
     ]
-    assert len(tried) == 1 and "a context that tp divides" in problem["got"]
+    assert len(tried) < 4 and "a context that tp divides" in problem["got"] and problem["try"] == "--context 1024"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "--gpus 1024 --tp 3",
+        "--gpus 1024 --pp 7",
+        "--gpus 1024 --tp 2 --pp 3",
+        "--gpus 8 --tp 2 --pp 2 --dp 5",
+        "--gpus 1024 --tp 8 --sequence-parallel true --context 2047",
+        "--gpus 1024 --dp 1024 --microbatch 3",
+        "--gpus 1024 --pp 128",
+        "--gpus 1000 --tp 5",
+    ],
+)
+def test_each_hint_leads_to_a_layout(capsys: pytest.CaptureFixture[str], wrong: str) -> None:
+    """What is said to be worth trying has layouts, whether they fit or not."""
+    asked = dict(zip(("--global-batch", *wrong.split()[::2]), ("1536", *wrong.split()[1::2])))
+    given = [word for pair in asked.items() for word in pair]
+    (problem,) = answer(capsys, "gpt3-175b", "selene-2022", *given, code=2)["error"]["problems"]
+    for hint in problem["try"].split(" or "):
+        changed, words = dict(asked), hint.replace("fix less, and ", "").split()
+        if hint.startswith("leave"):
+            changed.pop(words[1])
+        else:
+            changed |= dict(zip(words[::2], words[1::2]))
+        if hint.startswith("fix less"):
+            changed = {option: changed[option] for option in ("--gpus", "--global-batch")}
+        given = [word for pair in changed.items() for word in pair]
+        main(["plan", "gpt3-175b", "selene-2022", *given, "--top", "1", "--json"])
+        found = json.loads(capsys.readouterr().out)
+        assert "layouts" in found or found["error"]["problems"][0]["what"] == "nothing fits", hint
 
 
 def test_every_problem_of_the_curves_at_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ devices, or a knob to compare, make a curve of the best at each.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,20 +15,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gradatim.cli.output import Table, Verb, emit, json_option, say, write_file
-from gradatim.errors import ConfigError, Problem
+from gradatim.errors import ConfigError
 
 if TYPE_CHECKING:
     from gradatim.cli.plan_options import Asked
     from gradatim.config.settings import LayoutConfig
-    from gradatim.plan.cluster import Cluster, Stack
-    from gradatim.plan.layouts import Fixed
     from gradatim.plan.search import Found
     from gradatim.plan.sweep import Training
 
-LARGER = 64
-"""How many times more devices are tried where nothing fits."""
-NEAR = 256
-"""How far off a batch is tried where none is legal, and another may be."""
 File = click.Path(path_type=Path)
 
 
@@ -101,6 +94,7 @@ def command(
 
 
 def _plan(asked: Asked, files: dict[str, Path | None], as_json: bool) -> None:
+    from gradatim.cli.plan_hints import nothing
     from gradatim.plan.emit import emit as emitted
     from gradatim.plan.explain import GIB, knob_costs, layout_document, measured_document, remarks
     from gradatim.plan.picture import plan_html, plan_svg
@@ -111,7 +105,7 @@ def _plan(asked: Asked, files: dict[str, Path | None], as_json: bool) -> None:
     found = search(shape, machine, devices, batch, fixed=asked.fixed, top=asked.top, stack=asked.limits)
     found.best = predicted(found, asked.fixed)
     if not found.best:
-        raise ConfigError(_nothing(asked, found))
+        raise ConfigError(nothing(asked, found))
     winner, trained = found.best[0], _trainings(asked, found)
     text, warnings = None, []
     if asked.trainer:
@@ -158,6 +152,7 @@ def _plan(asked: Asked, files: dict[str, Path | None], as_json: bool) -> None:
 
 def _too_much_for_ours(asked: Asked, layout: LayoutConfig) -> list[str]:
     """A warning where our own trainer has no room for what was planned with another's memory, and what to try."""
+    from gradatim.cli.plan_hints import more_devices
     from gradatim.plan.emit import PRECISION
     from gradatim.plan.ours import OURS, our_twins, recount, with_our_stack
     from gradatim.plan.search import search
@@ -170,7 +165,7 @@ def _too_much_for_ours(asked: Asked, layout: LayoutConfig) -> list[str]:
     own = with_our_stack(machine, precision)
     if not search(shape, own, devices, batch, fixed=asked.fixed, top=1).best:
         free = replace(asked.fixed, tp=None, pp=None, dp=None)
-        more = _more_devices(asked, own, free, own.stack)
+        more = more_devices(asked, own, free, own.stack)
         attempt = f"--gpus {more}, since nothing fits fewer" if more else "a smaller model, or full recomputation"
     elif machine.stack.layers == "gradatim":
         attempt = f"its file with stack.element_bytes: {own.stack.element_bytes}"
@@ -225,57 +220,6 @@ def _page(asked: Asked, found: Found, trained: list[Training | None]) -> list[st
         )
     left_out = "; ".join(rejections(found)) or "none"
     return [*parts, "", f"considered {found.considered:,} layouts in {found.seconds:.2f} s; left out: {left_out}"]
-
-
-def _nothing(asked: Asked, found: Found) -> Problem:
-    """Why there is no layout, and what would do."""
-    from gradatim.plan.explain import GIB, layout_text, rejections
-    from gradatim.plan.layouts import legal_layouts
-    from gradatim.plan.search import search
-
-    shape, machine, fixed, limits = asked.model, asked.cluster, asked.fixed, asked.limits
-    devices, batch = asked.gpus[0], asked.batches[0]
-    reasons = "; ".join(rejections(found)) or "no layout has what is fixed"
-    where = f"{devices:,} devices, batch {batch:,}"
-    if not found.considered or found.least_memory is None:
-        one = replace(fixed, microbatch=fixed.microbatch or 1)
-        most = devices * devices * (one.microbatch or 1)  # which all replicas, stages and microbatches divide
-        possible = len(legal_layouts(shape, devices, most, one, limits, Counter()))
-        batches = range(max(1, batch - NEAR), batch + NEAR) if possible else ()
-        for near in sorted(batches, key=lambda n: (abs(n - batch), n)):
-            if len(legal_layouts(shape, devices, near, fixed, limits, Counter())):
-                return Problem(where=where, what="no layout is legal", got=reasons, attempt=f"--global-batch {near}")
-        return Problem(where=where, what="no layout is legal", got=reasons, attempt="another --gpus, or fix less")
-    least = found.least_memory
-    got = f"{max(least.memory) / GIB:.1f} GiB with {layout_text(least.layout)}, which needs least"
-    allowed = f"{machine.device.memory / GIB:.1f} GiB on a {machine.device.name}"
-    free = replace(fixed, tp=None, pp=None, dp=None)
-    knobs: list[str] = []
-    cut = bool(fixed.tp or fixed.pp or fixed.dp)
-    if cut and search(shape, machine, devices, batch, fixed=free, top=1, stack=limits).best:
-        knobs.append("fix neither tp, pp nor dp")
-    if fixed.recompute not in (None, "full") and "full" in machine.stack.recompute:
-        freer = replace(fixed, recompute="full")
-        if search(shape, machine, devices, batch, fixed=freer, top=1, stack=limits).best:
-            knobs.append("--recompute full")
-    more = None if knobs else _more_devices(asked, machine, free, limits)
-    if more:
-        knobs.append("fix neither tp, pp nor dp, and " * cut + f"--gpus {more}")
-    attempt = " or ".join(knobs) or "a smaller model, or a larger batch so that more devices can share it"
-    return Problem(where=where, what="nothing fits", got=got, allowed=allowed, attempt=attempt)
-
-
-def _more_devices(asked: Asked, machine: Cluster, fixed: Fixed, limits: Stack) -> int | None:
-    """A number of devices, some times those asked for, that a layout fits."""
-    from gradatim.plan.search import search
-
-    times = 2
-    while times <= LARGER:
-        devices = asked.gpus[0] * times
-        if search(asked.model, machine, devices, asked.batches[0], fixed=fixed, top=1, stack=limits).best:
-            return devices
-        times *= 2
-    return None
 
 
 # --------------------------------------------------------------------------- a curve

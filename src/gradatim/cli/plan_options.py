@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from gradatim.cli.plan_hints import sizes_hint
 from gradatim.config.decode import nearest
 from gradatim.config.settings import RunConfig
 from gradatim.errors import ConfigError, Problem
@@ -96,9 +97,16 @@ def read_options(
     gpus = lists["gpus"]
     if machine is not None and options["gpus"] is None:
         gpus = _devices(fixed, machine, problems)
-    _check_product(fixed, gpus, problems)
-    _contradictions(fixed, problems)
     batches = lists["global_batch"]
+    limits = NO_LIMITS
+    if machine is not None:
+        limits = without_limits(machine.stack) if choices["stack"] else machine.stack
+    if wrong := _unequal(fixed, gpus):
+        attempt = ""
+        if loaded is not None and machine is not None and batches:
+            attempt = sizes_hint(loaded[0], max(gpus), batches[0], fixed, limits)
+        problems.append(replace(wrong, attempt=attempt))
+    _contradictions(fixed, problems)
     if choices["emit"] and (by is not None or len(gpus) > 1 or len(batches) > 1):
         what = "one layout is handed over, and here are several"
         attempt = "one --gpus, one --global-batch and no --by"
@@ -106,7 +114,6 @@ def read_options(
     if problems:
         raise ConfigError(*problems)
     assert loaded is not None and machine is not None and numbers["top"]
-    limits = without_limits(machine.stack) if choices["stack"] else machine.stack
     return Asked(
         model=loaded[0],
         config=loaded[1],
@@ -235,29 +242,24 @@ def _devices(fixed: Fixed, machine: Cluster, problems: list[Problem]) -> list[in
     return []
 
 
-def _check_product(fixed: Fixed, gpus: list[int], problems: list[Problem]) -> None:
-    """Whether the sizes that are fixed fill the devices, or may."""
+def _unequal(fixed: Fixed, gpus: list[int]) -> Problem | None:
+    """What is wrong where the sizes that are fixed do not fill the devices, nor may; without a hint."""
     sizes = {f"--{name}": size for name in ("tp", "pp", "dp") if (size := getattr(fixed, name))}
     product, whole = math.prod(sizes.values()), len(sizes) == 3
     wrong = [devices for devices in gpus if devices != product] if whole else []
     if sizes and not whole and gpus and all(devices % product for devices in gpus):
         wrong = gpus
     if not wrong:
-        return
+        return None
     own = " · ".join(map(str, sizes.values()))
-    most = max(gpus)
-    attempt = product if whole else product * max(1, most // product)
     what = "their product must be the number of devices" if whole else "this must divide the number of devices"
-    problems.append(
-        Problem(
-            where=" ".join(sizes),
-            what=what,
-            got=f"{own} = {product:,}" if len(sizes) > 1 else own,
-            allowed=", ".join(f"{devices:,}" for devices in gpus)
-            if whole
-            else ", ".join(str(d) for n in gpus[:1] for d in divisors(n)[:12]),
-            attempt=f"--gpus {attempt}",
-        )
+    return Problem(
+        where=" ".join(sizes),
+        what=what,
+        got=f"{own} = {product:,}" if len(sizes) > 1 else own,
+        allowed=", ".join(f"{devices:,}" for devices in gpus)
+        if whole
+        else ", ".join(str(d) for n in gpus[:1] for d in divisors(n)[:12]),
     )
 
 
