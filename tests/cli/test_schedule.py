@@ -112,6 +112,9 @@ def test_people_see_the_timeline_and_the_formula(capsys: pytest.CaptureFixture[s
     assert "(p-1)/m = 0.5 (1/2) if all were equal and transfers free" in capsys.readouterr().out
     assert main(["schedule", "zero-bubble", "--stages", "4", "--microbatches", "2"]) == 0
     assert "none known" in capsys.readouterr().out
+    short = ["--microbatches", "8", "--forward", "1", "--backward", "4"]
+    assert main(["schedule", "zero-bubble", "--stages", "4", *short]) == 0
+    assert "(p-1)/m * (B/2)/(F+B) = 0.15 (3/20)" in capsys.readouterr().out
 
 
 def test_the_picture(capsys: pytest.CaptureFixture[str]) -> None:

@@ -89,5 +89,4 @@ def test_the_layout_s_schedules_are_all_here() -> None:
 
 def test_where_no_formula_is_known() -> None:
     assert bubble_formula("zero-bubble", 4, 3) is None
-    assert bubble_formula("zero-bubble", 4, 8, forward=1, backward=3) is None
     assert bubble_formula("zero-bubble", 4, 8, forward=0, backward=0) is None

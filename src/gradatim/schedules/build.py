@@ -123,20 +123,22 @@ def bubble_formula(
     """The bubble overhead (makespan/ideal − 1) by the papers' formula, for equal chunks and free transfers.
 
     ``forward`` and ``backward`` are one chunk's times for one microbatch, in any one unit; only zero-bubble's overhead
-    depends on them. None where no formula is known: zero-bubble needs at least as many microbatches as stages, and a
-    forward pass no shorter than half a backward pass (F ≥ I = W).
+    depends on them, and on which is longer, F or I = W. None where no formula is known: zero-bubble needs at least as
+    many microbatches as stages.
     """
     p, m, v = stages, microbatches, chunks
     if name == "naive":
         return Fraction(p - 1)
     if name in ("gpipe", "1f1b", "interleaved"):
         return Fraction(p - 1, v * m)
-    if name == "zero-bubble" and 2 * forward >= backward and m >= p and forward + backward:
-        return Fraction(p - 1, m) * Fraction(forward) / (forward + backward)  # (p−1)(F + I − W) of bubble, and I = W
+    if name == "zero-bubble" and m >= p and forward + backward:
+        longer = max(Fraction(forward), Fraction(backward) / 2)  # (p−1)(F + I − W) of bubble, and I = W; if F < I, I
+        return Fraction(p - 1, m) * longer / (forward + backward)
     return None
 
 
-def formula_text(name: str) -> str:
+def formula_text(name: str, *, forward: Fraction | int = 1, backward: Fraction | int = 2) -> str:
     """The formula that ``bubble_formula`` evaluates, as text; B is a whole backward pass."""
-    texts = {"naive": "p-1", "interleaved": "(p-1)/(v m)", "zero-bubble": "(p-1)/m * F/(F+B)"}
+    longer = "F" if 2 * forward >= backward else "(B/2)"
+    texts = {"naive": "p-1", "interleaved": "(p-1)/(v m)", "zero-bubble": f"(p-1)/m * {longer}/(F+B)"}
     return texts.get(name, "(p-1)/m")

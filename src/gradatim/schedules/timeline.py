@@ -236,15 +236,10 @@ def formula(simulation: Simulation) -> tuple[str, Fraction | None, bool]:
     equal = all(len(found) == 1 for found in times.values())
     one = {kind: Fraction(found.pop()) for kind, found in times.items()} if equal else {}
     backward = sum((one[kind] for kind in "BIW" if kind in one), Fraction(0))
-    value = bubble_formula(
-        schedule.name,
-        schedule.stages,
-        schedule.microbatches,
-        schedule.chunks,
-        **({"forward": one["F"], "backward": backward} if "F" in one else {}),
-    )
+    passes: dict[str, Fraction] = {"forward": one["F"], "backward": backward} if "F" in one else {}
+    value = bubble_formula(schedule.name, schedule.stages, schedule.microbatches, schedule.chunks, **passes)
     agrees = value is not None and math.isclose(value, simulation.bubble_overhead, rel_tol=1e-9)
-    return formula_text(schedule.name), value, agrees
+    return formula_text(schedule.name, **passes), value, agrees
 
 
 def title(simulation: Simulation, whole: int = 0) -> str:
