@@ -28,9 +28,9 @@ from gradatim.parallel.launch import Group, launch
 from gradatim.parallel.mesh import create_mesh
 from gradatim.plan.architecture import Architecture
 from gradatim.plan.cluster import load_cluster
-from gradatim.plan.explain import layout_text
 from gradatim.plan.predict import predict
 from gradatim.plan.search import search
+from gradatim.plan.words import layout_text
 from gradatim.train.engine import SerialEngine
 
 MODEL = GptConfig(d_model=384, n_layers=4, n_heads=6, vocab_multiple=64)

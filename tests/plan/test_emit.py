@@ -14,7 +14,7 @@ from gradatim.config.settings import LayoutConfig
 from gradatim.errors import ConfigError
 from gradatim.plan.architecture import Architecture, load_model
 from gradatim.plan.cluster import load_cluster
-from gradatim.plan.emit import TRAINERS, emit, stage_text
+from gradatim.plan.emit import AS_OF, TRAINERS, emit, stage_text
 from gradatim.shapes.gpt import padded_vocabulary
 
 WIDE = LayoutConfig(
@@ -161,4 +161,6 @@ def test_every_trainer_takes_the_plain_layout() -> None:
     model, _ = load_model(LLAMA)
     assert isinstance(model, Architecture)
     for trainer in TRAINERS:
-        assert emit(trainer, model, None, LayoutConfig(dp=4, microbatch=2), 16).endswith("\n")
+        text = emit(trainer, model, None, LayoutConfig(dp=4, microbatch=2), 16)
+        assert text.endswith("\n")
+        assert (trainer == "gradatim") or f"main branch in {AS_OF[trainer]}" in text

@@ -96,10 +96,11 @@ def command(
 def _plan(asked: Asked, files: dict[str, Path | None], as_json: bool) -> None:
     from gradatim.cli.plan_hints import nothing
     from gradatim.plan.emit import emit as emitted
-    from gradatim.plan.explain import GIB, knob_costs, layout_document, measured_document, remarks
+    from gradatim.plan.explain import knob_costs, layout_document, measured_document, remarks
     from gradatim.plan.picture import plan_html, plan_svg
     from gradatim.plan.search import predicted, search
     from gradatim.plan.sure import close_to_full, how_sure
+    from gradatim.plan.words import GIB
 
     shape, machine, devices, batch = asked.model, asked.cluster, asked.gpus[0], asked.batches[0]
     found = search(shape, machine, devices, batch, fixed=asked.fixed, top=asked.top, stack=asked.limits)
@@ -199,10 +200,11 @@ def _page(asked: Asked, found: Found, trained: list[Training | None]) -> list[st
         size_text,
         time_split,
     )
+    from gradatim.plan.words import device_text
 
     shape, machine, batch = asked.model, asked.cluster, asked.batches[0]
     text = sequence_text(shape)
-    title = f"{size_text(shape)}, {asked.gpus[0]:,} devices, {batch:,} {'' if shape.one_stage else 'x '}{text}"
+    title = f"{size_text(shape)}, {device_text(asked.gpus[0])}, {batch:,} {'' if shape.one_stage else 'x '}{text}"
     rows = [tuple(row) for row in ranking(shape, machine, found.best, batch)]
     parts: list[str | Table] = [
         Table(tuple(RANKING), rows, title=title),
@@ -227,8 +229,9 @@ def _page(asked: Asked, found: Found, trained: list[Training | None]) -> list[st
 
 def _curve(asked: Asked, files: dict[str, Path | None], hardware: bool, as_json: bool) -> None:
     from gradatim.plan import sweep as curves
-    from gradatim.plan.explain import GIB, measured_document, sequence_text, size_text
+    from gradatim.plan.explain import measured_document, sequence_text, size_text
     from gradatim.plan.sure import how_sure
+    from gradatim.plan.words import GIB
 
     shape, machine = asked.model, asked.cluster
     swept = curves.sweep(

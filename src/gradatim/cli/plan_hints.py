@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 from gradatim.errors import Problem
 from gradatim.plan.architecture import Architecture
 from gradatim.plan.cluster import Cluster, Stack
-from gradatim.plan.explain import GIB, layout_text, rejections
+from gradatim.plan.explain import rejections
 from gradatim.plan.layouts import FREE, Fixed, divisors, legal_layouts
 from gradatim.plan.search import Found, search
+from gradatim.plan.words import GIB, device_text, layout_text
 
 if TYPE_CHECKING:
     from gradatim.cli.plan_options import Asked
@@ -123,12 +124,12 @@ def nothing(asked: Asked, found: Found) -> Problem:
     """Why there is no layout, and what would do."""
     shape, machine, fixed, limits = asked.model, asked.cluster, asked.fixed, asked.limits
     devices, batch = asked.gpus[0], asked.batches[0]
-    where = f"{devices:,} devices, batch {batch:,}"
+    where = f"{device_text(devices)}, batch {batch:,}"
     if not found.considered or found.least_memory is None:
         return _illegal(asked, "; ".join(rejections(found)) or "no layout has what is fixed", where)
     least = found.least_memory
-    got = f"{max(least.memory) / GIB:.1f} GiB with {layout_text(least.layout)}, which needs least"
-    allowed = f"{machine.device.memory / GIB:.1f} GiB on a {machine.device.name}"
+    got = f"{max(least.memory) / GIB:,.1f} GiB with {layout_text(least.layout)}, which needs least"
+    allowed = f"{machine.device.memory / GIB:,.1f} GiB on each {machine.device.name}"
     free = replace(fixed, tp=None, pp=None, dp=None)
     knobs: list[str] = []
     cut = bool(fixed.tp or fixed.pp or fixed.dp)

@@ -18,10 +18,11 @@ from gradatim.errors import ConfigError, Problem
 from gradatim.plan import here
 from gradatim.plan.architecture import Architecture, architecture
 from gradatim.plan.cluster import Cluster, Stack, cluster_names, load_cluster, read_cluster
-from gradatim.plan.explain import GIB, layout_text, rejections
+from gradatim.plan.explain import rejections
 from gradatim.plan.layouts import KNOBS, NO_LIMITS, Fixed, divisors
 from gradatim.plan.ours import with_our_stack
 from gradatim.plan.search import Candidate, Found, search
+from gradatim.plan.words import GIB, layout_text
 
 STAND_IN = "cpu"
 """The packaged cluster for machines that nobody has measured."""

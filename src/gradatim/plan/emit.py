@@ -1,8 +1,8 @@
 """A planned layout as other programs want it: a recipe, or the launch of a trainer with its flags. No torch.
 
-Flags are those of the projects' main branches in August 2026 (Megatron-DeepSpeed: July 2025). Shape, batch and layout
-are stated; data, tokenizer, learning rate and checkpoints are left to whoever trains. What a trainer cannot do is
-refused; where it has something near, a comment says so.
+Flags are those of the projects' main branches at the time that ``AS_OF`` says, and so does the text. Shape, batch and
+layout are stated; data, tokenizer, learning rate and checkpoints are left to whoever trains. What a trainer cannot do
+is refused; where it has something near, a comment says so.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from gradatim.plan.architecture import Architecture
 from gradatim.plan.cluster import Cluster
 from gradatim.plan.ours import recount
 
+AS_OF = {"megatron": "August 2026", "torchtitan": "August 2026", "deepspeed": "July 2025"}
+"""State of each project's main branch that its flags were read from."""
 PRECISION = "bf16"
 """Of a recipe that is made from a shape alone."""
 Flags = list[str]
@@ -142,6 +144,7 @@ def _megatron(
     lines.append(["--bf16"])
     remarks = [
         f"Megatron-LM: {_axes(layout)}. Add data, tokenizer, learning rate and --train-iters.",
+        _as_of("megatron"),
         "--vocab-size is read with --tokenizer-type NullTokenizer; another tokenizer brings its own size.",
     ]
     if hides and layout.sequence_parallel:
@@ -192,7 +195,10 @@ def _torchtitan(
         what = "its zero-bubble schedules want two chunks of a rank at least, and ours has one"
         raise _refuse("torchtitan", what, layout.schedule, ", ".join(TORCHTITAN_SCHEDULES), "--schedule 1f1b")
     assert layout.microbatch
-    remarks = [f"torchtitan: {_axes(layout)}. Data, learning rate and --training.steps are the configuration's."]
+    remarks = [
+        f"torchtitan: {_axes(layout)}. Data, learning rate and --training.steps are the configuration's.",
+        _as_of("torchtitan"),
+    ]
     key = (model.layers, model.width, model.heads, model.kv_heads, model.feed_forward, model.vocabulary)
     name = None if shape.tied else TORCHTITAN_MODELS.get(key)
     if name is None:
@@ -292,7 +298,10 @@ def _deepspeed(
         lines.append(["--use-flash-attn-v2"])
     lines.append(["--bf16"])
     lines.append(["--deepspeed", "--deepspeed_config", "ds_config.json", "--zero-stage", str(layout.zero)])
-    remarks = [f"Megatron-DeepSpeed: {_axes(layout)}. Add data, tokenizer, learning rate and --train-iters."]
+    remarks = [
+        f"Megatron-DeepSpeed: {_axes(layout)}. Add data, tokenizer, learning rate and --train-iters.",
+        _as_of("deepspeed"),
+    ]
     if len(set(model.layer_counts(layout))) > 1:
         remarks.append("DeepSpeed shares the layers out by itself: which stages get one more may differ from the plan.")
     before = [f"cat > ds_config.json <<'END'\n{json.dumps(document, indent=2)}\nEND"]
@@ -307,7 +316,7 @@ def _deepspeed_pipeline(model: Architecture, layout: LayoutConfig) -> None:
     if layout.schedule not in ("1f1b", "zero-bubble"):
         found.append(
             (
-                "its pipeline has one chunk of a rank, run as 1F1B",
+                "its pipeline has one chunk of a rank, and two schedules",
                 layout.schedule,
                 "1f1b, zero-bubble",
                 "--schedule 1f1b",
@@ -342,6 +351,10 @@ def _deepspeed_pipeline(model: Architecture, layout: LayoutConfig) -> None:
 
 def _axes(layout: LayoutConfig) -> str:
     return f"tp {layout.tp} · pp {layout.pp} · dp {layout.dp} = {layout.tp * layout.pp * layout.dp} processes"
+
+
+def _as_of(trainer: str) -> str:
+    return f"Flags are those of its main branch in {AS_OF[trainer]}; a later one may have renamed some."
 
 
 def _torchrun(layout: LayoutConfig, cluster: Cluster | None) -> list[str]:

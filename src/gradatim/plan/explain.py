@@ -8,10 +8,10 @@ from gradatim.plan.architecture import Architecture
 from gradatim.plan.cluster import Cluster
 from gradatim.plan.layouts import KNOBS
 from gradatim.plan.search import TOO_LARGE, Candidate, Found, best_with
-from gradatim.plan.sure import close_to_full, how_sure, layout_text
+from gradatim.plan.sure import close_to_full, how_sure
+from gradatim.plan.words import GIB, layout_text
 from gradatim.shapes import matmuls
 
-GIB = 2**30
 CAUSES = ("compute", "tensor", "pipeline", "bubble", "data", "optimizer")
 """The order in which a step's seconds are shown."""
 
@@ -98,7 +98,7 @@ def ranking(model: Architecture, cluster: Cluster, found: list[Candidate], globa
             [place, layout.tp, layout.pp, layout.dp, schedule, layout.microbatch, layout.sequence_parallel]
             + [layout.recompute, layout.zero, candidate.prediction.seconds, _short(useful)]
             + [round(100 * useful * 1e12 / cluster.device.peak, 1)]
-            + [f"{fullest:.1f}" if candidate.fits else f"{fullest:.1f}, too much"]
+            + [f"{fullest:,.1f}" if candidate.fits else f"{fullest:,.1f}, too much"]
         )
     return cells
 
@@ -118,9 +118,9 @@ def time_split(found: list[Candidate]) -> list[list[Any]]:
 
 def memory_by_stage(found: Candidate, cluster: Cluster) -> str:
     """``77.1 75.0 … 70.2 GiB`` of the limit: every stage, or the first and last eight."""
-    stages = [f"{stage / GIB:.1f}" for stage in found.memory]
+    stages = [f"{stage / GIB:,.1f}" for stage in found.memory]
     shown = stages if len(stages) <= 16 else [*stages[:8], "…", *stages[-8:]]
-    return f"memory by stage: {' '.join(shown)} of {cluster.device.memory / GIB:.1f} GiB"
+    return f"memory by stage: {' '.join(shown)} of {cluster.device.memory / GIB:,.1f} GiB"
 
 
 def remarks(model: Architecture, cluster: Cluster, found: Found, global_batch: int) -> list[str]:
@@ -168,6 +168,6 @@ def _percent(ratio: float) -> str:
 def rejections(found: Found) -> list[str]:
     """Why layouts were left out, most first."""
     return [
-        f"{count:,} {reason}" if reason == TOO_LARGE else f"{count:,} times {reason}"
+        f"{count:,} {reason}" if reason == TOO_LARGE else f"{count:,} time{'s' if count > 1 else ''} {reason}"
         for reason, count in found.rejected.most_common()
     ]

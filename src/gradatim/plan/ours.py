@@ -12,10 +12,10 @@ from gradatim.config.settings import LayoutConfig
 from gradatim.plan.architecture import Architecture
 from gradatim.plan.cluster import Cluster, cluster_names, load_cluster
 from gradatim.plan.memory import stage_memory
+from gradatim.plan.words import GIB
 
 OURS = "gradatim-h100"
 """A packaged cluster whose stack is our own trainer on GPUs."""
-GIB = 2**30
 
 
 def with_our_stack(cluster: Cluster, precision: str) -> Cluster:

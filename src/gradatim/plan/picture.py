@@ -13,11 +13,12 @@ from gradatim.config.settings import LayoutConfig
 from gradatim.plan.architecture import Architecture
 from gradatim.plan.charts import Drawing, Mark, below, beside, columns, document, embedded, lines, shares, titled
 from gradatim.plan.cluster import Cluster, Stack
-from gradatim.plan.explain import CAUSES, GIB, RANKING, layout_text, ranking, rejections, remarks, tflops
+from gradatim.plan.explain import CAUSES, RANKING, ranking, rejections, remarks, tflops
 from gradatim.plan.layouts import FREE, KNOBS, Fixed
 from gradatim.plan.memory import StageMemory, stage_memory
 from gradatim.plan.predict import multiplier, pipeline_times
 from gradatim.plan.search import Candidate, Found, best_with, search
+from gradatim.plan.words import GIB, device_text, layout_text
 from gradatim.report import page
 from gradatim.schedules import build_schedule, durations, simulate, timeline_rows, timeline_svg
 from gradatim.schedules.timeline import caption, in_flight_text, overhead, quantity, title
@@ -78,7 +79,7 @@ def _headings(name: str, winner: Candidate, global_batch: int) -> tuple[str, str
     """What was asked for, and what came out."""
     layout = winner.layout
     devices = layout.tp * layout.pp * layout.dp
-    return f"{name or 'plan'}: batch {global_batch:,}, {devices:,} devices", f"fastest: {layout_text(layout)}"
+    return f"{name or 'plan'}: batch {global_batch:,}, {device_text(devices)}", f"fastest: {layout_text(layout)}"
 
 
 def panels(
@@ -139,7 +140,7 @@ def memory_columns(model: Architecture, cluster: Cluster, layout: LayoutConfig, 
         title="GiB by stage",
         x_label="stage",
         limit=limit,
-        limit_name=f"{limit:.1f} GiB: {cluster.device.name}",
+        limit_name=f"{limit:,.1f} GiB: {cluster.device.name}",
     )
 
 

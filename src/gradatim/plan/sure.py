@@ -6,8 +6,8 @@ from gradatim.config.settings import LayoutConfig
 from gradatim.plan.architecture import Architecture
 from gradatim.plan.cluster import Cluster, Stack, load_cluster
 from gradatim.plan.search import Found, best_within
+from gradatim.plan.words import GIB, device_text, layout_text
 
-GIB = 2**30
 TIGHT = 0.05
 """Share of a device's memory below which what is left free is told."""
 OTHERS = "nanotron-h100"
@@ -25,7 +25,7 @@ def how_sure(cluster: Cluster, layout: LayoutConfig) -> str:
     told += f"nine of ten within {100 * most:.0f} %"
     devices = layout.tp * layout.pp * layout.dp
     if stack.seen:
-        seen = f"{stack.seen[0]:,} to {stack.seen[1]:,} devices"
+        seen = f"{stack.seen[0]:,} to {device_text(stack.seen[1])}"
         if stack.seen[0] == stack.seen[1]:
             seen = f"all on {device_text(stack.seen[0])}"
         told += f" ({seen}{')' if stack.seen[0] <= devices <= stack.seen[1] else '; this is outside)'}"
@@ -34,26 +34,6 @@ def how_sure(cluster: Cluster, layout: LayoutConfig) -> str:
         had = " or ".join(beyond)
         return f"how sure: no measured run of this stack had {had}, which it cannot run; of what it can, {told}"
     return f"how sure: {told}"
-
-
-def device_text(count: int) -> str:
-    """``1 device``, ``1,024 devices``."""
-    return f"{count:,} device{'s' if count != 1 else ''}"
-
-
-def layout_text(layout: LayoutConfig) -> str:
-    """``tp 8, pp 12, dp 4, interleaved in 4 chunks, microbatch 1``: what differs from the plain is said."""
-    parts = [f"tp {layout.tp}", f"pp {layout.pp}", f"dp {layout.dp}"]
-    if layout.pp > 1:
-        parts.append(layout.schedule + (f" in {layout.chunks} chunks" if layout.chunks > 1 else ""))
-    parts.append(f"microbatch {layout.microbatch}")
-    if layout.sequence_parallel:
-        parts.append("sequence parallel")
-    if layout.recompute != "none":
-        parts.append(f"{layout.recompute} recomputation")
-    if layout.zero:
-        parts.append(f"ZeRO-{layout.zero}")
-    return ", ".join(parts)
 
 
 def beyond_stack(stack: Stack, layout: LayoutConfig) -> list[str]:

@@ -19,9 +19,10 @@ from gradatim.errors import ConfigError, Problem
 from gradatim.plan.architecture import Architecture
 from gradatim.plan.charts import Drawing, Mark, beside, document, lines, number
 from gradatim.plan.cluster import Cluster, Stack
-from gradatim.plan.explain import GIB, layout_document, layout_text, tflops
+from gradatim.plan.explain import layout_document, tflops
 from gradatim.plan.layouts import KNOBS, Fixed
 from gradatim.plan.search import Candidate, best_with, predicted, search
+from gradatim.plan.words import GIB, device_text, layout_text
 from gradatim.report import page
 
 KINDS = ("schedule", "sequence_parallel", "recompute", "zero")
@@ -255,7 +256,7 @@ def sweep_html(model: Architecture, cluster: Cluster, swept: Sweep, *, name: str
 
 def _headings(swept: Sweep, name: str) -> tuple[str, str]:
     gpus, batches = _distinct(swept, "gpus"), _distinct(swept, "global_batch")
-    shown = [f"{gpus[0]:,} devices"] if len(gpus) == 1 else []
+    shown = [device_text(gpus[0])] if len(gpus) == 1 else []
     shown += [f"batch {batches[0]:,}"] if len(batches) == 1 else []
     shown += [
         f"{knob.replace('_', ' ')} {_text(getattr(swept.fixed, knob))}"
@@ -377,7 +378,7 @@ def _line_name(swept: Sweep, point: Point) -> str:
         plain = isinstance(point.value, bool | int)
         words.append(f"{swept.by.replace('_', ' ')} {_text(point.value)}" if plain else str(point.value))
     if gpus and _sized(swept):
-        words.append(f"{point.gpus:,} devices")
+        words.append(device_text(point.gpus))
     if batches and (gpus or _sized(swept)):
         words.append(f"batch {point.global_batch:,}")
     return ", ".join(words)
@@ -390,12 +391,12 @@ def _distinct(swept: Sweep, name: str) -> list[int]:
 def _layout(candidate: Candidate) -> str:
     """It, and where it does not fit how much it needs."""
     text = layout_text(candidate.layout)
-    return text if candidate.fits else f"{text}: does not fit, {max(candidate.memory) / GIB:.1f} GiB"
+    return text if candidate.fits else f"{text}: does not fit, {max(candidate.memory) / GIB:,.1f} GiB"
 
 
 def _where(point: Point) -> str:
     assert point.candidate
-    return f"batch {point.global_batch:,} on {point.gpus:,} devices, {layout_text(point.candidate.layout)}"
+    return f"batch {point.global_batch:,} on {device_text(point.gpus)}, {layout_text(point.candidate.layout)}"
 
 
 def _rate(model: Architecture, cluster: Cluster, point: Point, hardware: bool = False) -> float | None:
