@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gradatim.errors import Problem
 from gradatim.plan.architecture import Architecture
@@ -51,7 +51,8 @@ def sizes_that_would_do(model: Architecture, devices: int, batch: int, fixed: Fi
             continue
         others = sorted(divisors(devices), key=lambda d: (abs(math.log(d / size)), d))
         for other in others:
-            if other != size and legal(model, devices, batch, replace(fixed, **{name: other}), limits):
+            changed: dict[str, Any] = {name: other}
+            if other != size and legal(model, devices, batch, replace(fixed, **changed), limits):
                 yield f"--{name} {other}"
                 break
     product = math.prod(getattr(fixed, name) or 1 for name in SIZES)
@@ -59,13 +60,13 @@ def sizes_that_would_do(model: Architecture, devices: int, batch: int, fixed: Fi
         nearest = max(1, devices // product)
         times = sorted(range(max(1, nearest - STEPS), nearest + STEPS), key=lambda n: abs(n * product - devices))
         found = (n * product for n in times if legal(model, n * product, batch, fixed, limits))
-        if (other := next(found, None)) not in (None, devices):
-            yield f"--gpus {other}"
+        if (near := next(found, None)) not in (None, devices):
+            yield f"--gpus {near}"
     elif product > 1 and product != devices:
         if legal(model, product, batch, fixed, limits):
             yield f"--gpus {product}"
-        elif near := near_batch(model, product, batch, fixed, limits):
-            yield f"--gpus {product} --global-batch {near}"
+        elif size := near_batch(model, product, batch, fixed, limits):
+            yield f"--gpus {product} --global-batch {size}"
 
 
 def near_context(model: Architecture, devices: int, batch: int, fixed: Fixed, limits: Stack) -> int | None:

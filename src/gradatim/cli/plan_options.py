@@ -85,7 +85,8 @@ def read_options(
     if options["critical_batch"] is not None and options["tokens"] is None:
         what = "it says how many more tokens a large batch needs, so it goes with --tokens"
         problems.append(Problem(where="--critical-batch", what=what, got="no --tokens", attempt="--tokens 300e9"))
-    loaded, machine, unstated = None, None, []
+    loaded, machine = None, None
+    unstated: list[str] = []
     try:
         loaded = load_model(model, numbers["context"])
     except ConfigError as error:

@@ -25,7 +25,7 @@ from gradatim.plan.ours import recount
 
 AS_OF = {"megatron": "August 2026", "torchtitan": "August 2026", "deepspeed": "July 2025"}
 """State of each project's main branch that its flags were read from."""
-PRECISION = "bf16"
+PRECISION: Literal["bf16"] = "bf16"
 """Of a recipe that is made from a shape alone."""
 Flags = list[str]
 """A line of a command: flags that belong together, with their values."""
