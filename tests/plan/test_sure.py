@@ -13,8 +13,9 @@ import pytest
 from gradatim.config.settings import LayoutConfig
 from gradatim.plan.architecture import load_model
 from gradatim.plan.cluster import load_cluster
+from gradatim.plan.layouts import without_limits
 from gradatim.plan.search import search
-from gradatim.plan.sure import beyond_stack, close_to_full, how_sure
+from gradatim.plan.sure import beyond_stack, close_to_full, how_sure, others_beyond
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 SOURCES = {
@@ -68,6 +69,17 @@ def test_what_no_run_had(cluster: str, change: dict[str, object], had: list[str]
     beyond = beyond_stack(machine.stack, layout)
     assert [thing for thing in beyond if not thing.startswith("stages split")] == had
     assert ("no measured run of this stack had" in how_sure(machine, layout)) is bool(beyond)
+
+
+def test_slower_layouts_that_no_run_had() -> None:
+    model, cluster = load_model("gpt3-175b")[0], load_cluster("selene-2022")
+    free = search(model, cluster, 1024, 1536, top=10, stack=without_limits(cluster.stack))
+    (line,) = others_beyond(cluster, free)
+    foreign = [c.layout.schedule == "zero-bubble" or c.layout.split == "by-cost" for c in free.best]
+    places = [str(place) for place, found in enumerate(foreign, 1) if found]
+    assert line.startswith(f"rank {', '.join(places)}: with ") and "the schedule zero-bubble" in line
+    assert others_beyond(cluster, replace(free, best=free.best[:1])) == []
+    assert others_beyond(cluster, search(model, cluster, 1024, 1536, top=5)) == []
 
 
 def test_runs_of_one_size() -> None:

@@ -99,7 +99,7 @@ def _plan(asked: Asked, files: dict[str, Path | None], as_json: bool) -> None:
     from gradatim.plan.explain import knob_costs, layout_document, measured_document, remarks
     from gradatim.plan.picture import plan_html, plan_svg
     from gradatim.plan.search import predicted, search
-    from gradatim.plan.sure import close_to_full, how_sure
+    from gradatim.plan.sure import close_to_full, how_sure, others_beyond
     from gradatim.plan.words import GIB
 
     shape, machine, devices, batch = asked.model, asked.cluster, asked.gpus[0], asked.batches[0]
@@ -130,7 +130,11 @@ def _plan(asked: Asked, files: dict[str, Path | None], as_json: bool) -> None:
         "measured": measured_document(machine),
         **(
             {
-                "how_sure": [*close_to_full(shape, machine, found, batch), how_sure(machine, winner.layout)],
+                "how_sure": [
+                    *close_to_full(shape, machine, found, batch),
+                    how_sure(machine, winner.layout),
+                    *others_beyond(machine, found),
+                ],
                 "knobs": knob_costs(shape, machine, found, batch),
             }
             if as_json

@@ -8,7 +8,7 @@ from gradatim.plan.architecture import Architecture
 from gradatim.plan.cluster import Cluster
 from gradatim.plan.layouts import KNOBS
 from gradatim.plan.search import TOO_LARGE, Candidate, Found, best_with
-from gradatim.plan.sure import close_to_full, how_sure
+from gradatim.plan.sure import close_to_full, how_sure, others_beyond
 from gradatim.plan.words import GIB, layout_text
 from gradatim.shapes import matmuls
 
@@ -141,7 +141,7 @@ def remarks(model: Architecture, cluster: Cluster, found: Found, global_batch: i
         second = found.best[1]
         lines.append(f"next: {layout_text(second.layout)}, {_percent(second.prediction.seconds / seconds)}")
     lines += _one_knob_away(model, cluster, found, global_batch)
-    lines.append(how_sure(cluster, winner.layout))
+    lines += [how_sure(cluster, winner.layout), *others_beyond(cluster, found)]
     return lines
 
 

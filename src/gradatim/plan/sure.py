@@ -54,6 +54,16 @@ def beyond_stack(stack: Stack, layout: LayoutConfig) -> list[str]:
     return beyond
 
 
+def others_beyond(cluster: Cluster, found: Found) -> list[str]:
+    """Which of the slower layouts shown have what no measured run had, where ``--stack any`` lets them in."""
+    beyond = {place: beyond_stack(cluster.stack, shown.layout) for place, shown in enumerate(found.best, 1)}
+    places = [str(place) for place, things in beyond.items() if things and place > 1]
+    if not places or beyond[1]:
+        return []
+    had = dict.fromkeys(thing for each in beyond.values() for thing in each)
+    return [f"rank {', '.join(places)}: with {' or '.join(had)}, which this stack cannot run: no measured run had that"]
+
+
 def close_to_full(model: Architecture, cluster: Cluster, found: Found, global_batch: int) -> list[str]:
     """Where the winner all but fills a device: how far planned peaks were off, and what leaves more room."""
     winner, limit = found.best[0], cluster.device.memory
