@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,17 @@ def test_what_to_try_where_our_own_memory_is_too_much(
     mine.write_text(f"device: {{name: one, memory: {memory}}}\nstack: {stack}\n")
     found = answer(capsys, SHAPE, str(mine), "--gpus", "8", "--global-batch", "64", "--emit", "gradatim")
     assert hint in found["warnings"][-1]
+
+
+def test_a_recipe_in_fp32_needs_more_than_was_planned_in_bf16(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    recipe = tmp_path / "gpt3.yaml"
+    packaged = files("gradatim.config.recipes").joinpath("gpt3-175b.yaml").read_text("utf-8")
+    recipe.write_text(packaged.replace("precision: bf16", "precision: fp32"))
+    asked = [str(recipe), "gradatim-a100", "--gpus", "1024", "--global-batch", "1536", "--emit", "gradatim"]
+    (warning,) = answer(capsys, *asked)["warnings"]
+    assert "under fp32" in warning and "a copy of gradatim-a100 with stack.element_bytes: 4" in warning
 
 
 def test_what_a_cluster_file_leaves_out_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -114,6 +114,13 @@ def test_memory_is_our_own_trainers_at_the_precision_of_the_run(tmp_path: Path) 
     )
 
 
+def test_what_a_cluster_file_leaves_out_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_text("device: {name: H200, peak: 989e12, memory: 141e9}\n")
+    why = choose_layout(*config("gpt2-124m", global_batch="64", cluster=str(path)), 4).why
+    assert "taken for a DGX A100's: device.matmul, device.units" in why and "device.memory" not in why
+
+
 def test_uneven_stages_are_ours() -> None:
     wanted, stated = config(model__n_layers="3", model__n_heads="1", global_batch="7")
     layout = choose_layout(wanted, stated, 2).layout

@@ -173,7 +173,7 @@ def _too_much_for_ours(asked: Asked, layout: LayoutConfig) -> list[str]:
         more = more_devices(asked, own, free, own.stack)
         attempt = f"--gpus {more}, since nothing fits fewer" if more else "a smaller model, or full recomputation"
     elif machine.stack.layers == "gradatim":
-        attempt = f"its file with stack.element_bytes: {own.stack.element_bytes}"
+        attempt = f"a copy of {asked.names[1]} with stack.element_bytes: {own.stack.element_bytes}"
     elif twins := our_twins(machine):
         attempt = f"gradatim plan {asked.names[0]} {' or '.join(twins)} …, whose memory is our own trainer's"
     else:
