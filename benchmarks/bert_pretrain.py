@@ -193,7 +193,8 @@ def measured(folder: Path, options: argparse.Namespace) -> str:
     return common.table([*head, "baseline"], table) + (
         f"\n\n{first['parameters']:,} parameters, {first['step']:,} steps, {first['tokens']:,} tokens read in "
         f"{minutes} minutes of training ({speed} tokens/s); {tests[0]['blanks']:,} blanks of the test documents, "
-        f"context {config.context}; ± is the standard error over documents. "
+        f"context {config.context}; ± is the standard error over documents, and draws of one net differ by "
+        f"{float(np.mean([right.mean(1).std() for right in whole])):.3f} (standard deviation). "
         f"The recipe{here}:\n\n```yaml\n{RECIPE.read_text().strip()}\n```"
     )
 
