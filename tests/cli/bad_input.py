@@ -17,6 +17,7 @@ NEURAL = [
 GPT = [*NEURAL, "--model.n_heads", "2"]
 Refused = Callable[..., list[dict[str, str]]]
 Answer = Callable[..., tuple[Any, str]]
+Run = Callable[..., tuple[int, Any, str]]
 
 
 def copy(source: Path) -> Path:

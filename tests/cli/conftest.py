@@ -12,7 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from bad_input import CHARS, GPT, LINES, NEURAL, Refused
+from bad_input import CHARS, GPT, LINES, NEURAL, Refused, Run
 
 from gradatim.cli.main import main
 
@@ -74,3 +74,16 @@ def answer(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[Any, str]]
         return json.loads(out), err
 
     return run_it
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """Exit code, the JSON answer, and what people are told."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> tuple[int, Any, str]:
+        code = main([*map(str, arguments), "--json"])
+        out, err = capsys.readouterr()
+        return code, json.loads(out) if out else None, err
+
+    return call

@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-from gradatim.cli.main import main
+from bad_input import Run
 
 TUNE = ["--steps", "2", "--global_batch", "4", "--context", "32", "--model.d_model", "16", "--model.n_layers", "1",
         "--model.n_heads", "2", "--optimizer.warmup", "0"]  # fmt: skip
 BERT = [*TUNE, "--data.tokenizer.vocab_size", "300"]
-Run = Callable[..., tuple[int, Any, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    """Exit code, the JSON answer, and what people are told."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> tuple[int, Any, str]:
-        code = main([*map(str, arguments), "--json"])
-        out, err = capsys.readouterr()
-        return code, json.loads(out) if out else None, err
-
-    return call
 
 
 def write(name: str, *lines: str) -> str:
@@ -109,3 +93,17 @@ def test_rows_to_answer_have_a_line_of_names_or_none(run: Run) -> None:
     code, answer, _ = run("predict", "r", write("narrow.tsv", "the soup"))
     (problem,) = problems(answer)
     assert code == 3 and "label, text, source" in problem["allowed"]
+
+
+def test_a_source_whose_neighbours_nobody_may_list(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = Path.iterdir
+
+    def forbidden(folder: Path) -> Iterator[Path]:
+        if folder == Path():
+            raise PermissionError(13, "Permission denied")
+        return listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", forbidden)
+    code, answer, _ = run("train", "bert-classify", "--init_from", "none")
+    (problem,) = problems(answer)
+    assert code == 4 and problem["what"] == "there is neither a run nor a Hugging Face directory"

@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-from gradatim.cli.main import main
+from bad_input import Run
 
 SMALL = ["--steps", "4", "--global_batch", "8", "--context", "32", "--model.d_model", "16", "--model.n_layers", "1",
          "--model.n_heads", "2", "--optimizer.warmup", "0", "--data.tokenizer.vocab_size", "300"]  # fmt: skip
-Run = Callable[..., tuple[int, Any, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    """Exit code, the JSON answer, and what people are told."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> tuple[int, Any, str]:
-        code = main([*map(str, arguments), "--json"])
-        out, err = capsys.readouterr()
-        return code, json.loads(out) if out else None, err
-
-    return call
 
 
 def rows(path: Path, *lines: dict[str, Any]) -> Path:

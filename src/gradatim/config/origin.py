@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from gradatim.config.decode import nearest
@@ -23,7 +24,9 @@ def nothing_to_start_from(path: Path) -> Problem | None:
     if is_run(path) or is_hugging_face(path):
         return None
     what = "there is neither a run nor a Hugging Face directory"
-    beside = [other.name for other in path.parent.iterdir() if is_run(other)] if path.parent.is_dir() else []
+    beside: list[str] = []
+    with contextlib.suppress(OSError):  # among its neighbours may be folders that nobody else may read
+        beside += (other.name for other in path.parent.iterdir() if is_run(other))
     guess = nearest(path.name, beside)
     attempt = f"--init_from {path.parent / guess}" if guess else ""
     return Problem(where=str(path), what=what, allowed="a folder with config.yaml or config.json", attempt=attempt)
