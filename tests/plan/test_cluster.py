@@ -12,7 +12,7 @@ from gradatim.plan.cluster import assumed, cluster_names, load_cluster, read_clu
 
 CONTRACT = {
     "selene-2021", "selene-2022", "vtrain-a100", "jean-zay-a100", "jean-zay-bf16", "eos-h100", "nanotron-h100",
-    "mpt-a100-80gb", "b200-8",
+    "mpt-a100-80gb", "mpt-h100-80gb", "b200-8",
 }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from gradatim.config.settings import LayoutConfig
 from gradatim.plan.architecture import load_model
-from gradatim.plan.cluster import load_cluster
+from gradatim.plan.cluster import cluster_names, load_cluster
 from gradatim.plan.layouts import without_limits
 from gradatim.plan.search import search
 from gradatim.plan.sure import beyond_stack, close_to_full, how_sure, others_beyond
@@ -69,6 +69,44 @@ def test_what_no_run_had(cluster: str, change: dict[str, object], had: list[str]
     beyond = beyond_stack(machine.stack, layout)
     assert [thing for thing in beyond if not thing.startswith("stages split")] == had
     assert ("no measured run of this stack had" in how_sure(machine, layout)) is bool(beyond)
+
+
+def test_runs_of_a_machine_that_the_accuracy_page_has_not() -> None:
+    (judged,) = cells("planner_unseen.md", "MPT, 8 to 512 H100", 9)
+    stack = load_cluster("mpt-h100-80gb").stack
+    assert stack.error == pytest.approx((float(judged[4]) / 100, float(judged[5]) / 100))
+    assert (stack.multiplier, stack.runs) == (float(judged[8]), int(judged[2]))
+
+
+def test_memory_as_allocated() -> None:
+    off = [abs(float(row[3])) / 100 for row in cells("planner_memory.md", r"t \d, p \d, d \d", 4)]
+    error = load_cluster("b200-8").stack.memory_error
+    assert len(off) == 4 and error == pytest.approx((statistics.median(off), max(off)), abs=0.0005)
+
+
+@pytest.mark.parametrize("multiplier", [1.0, 1.1])
+def test_a_stack_of_which_no_run_was_compared(multiplier: float) -> None:
+    """Says how far packaged ones are from the physics alone, and how to measure one's own."""
+    cluster = load_cluster("gradatim-h100")
+    own = replace(cluster, stack=replace(cluster.stack, multiplier=multiplier))
+    told = how_sure(own, LayoutConfig(microbatch=1))
+    compared = [load_cluster(name).stack for name in cluster_names()]
+    others = [stack.multiplier for stack in compared if stack.error]
+    assert f"its multiplier is {multiplier:g}; those of {len(others)}" in told
+    assert f"{min(others):g} to {max(others):g}" in told
+    assert told.endswith("measured over predicted" if multiplier == 1 else "measured over predicted, times 1.1")
+
+
+def test_a_calibrated_machine_has_its_pages_errors() -> None:
+    told = how_sure(load_cluster("cpu"), LayoutConfig(microbatch=1))
+    found = []
+    for page in ("planner_calibrated.md", "planner_calibrated_amx.md"):
+        match = re.search(r"median ([\d.]+) %, largest ([\d.]+) %", (RESULTS / page).read_text("utf-8"))
+        assert match
+        found.append([float(figure) for figure in match.groups()])
+    (near, far), (other, furthest) = found
+    assert f"within {near:.0f} % of" in told and f"all within {far:.0f} %" in told
+    assert told.endswith(f"on another {other:.0f} and {furthest:.0f} %")
 
 
 def test_slower_layouts_that_no_run_had() -> None:

@@ -120,6 +120,9 @@ class Stack:
     """Under sequence parallelism the inputs that column-parallel matrices gather are kept, not gathered again."""
     keeps_norm_input: bool = True
     """Both a norm's input and its output are kept; without, one of them is computed from the other."""
+    keeps_placeholders: bool = False
+    """A gradient's place is taken by a tensor that stays, one for each shape of a layer's matrices, where products add
+    to the sums themselves (Transformer Engine, from 2.3)."""
     logits_kept: int = 4
     """Bytes for each logit that the loss keeps for its backward pass."""
     logits_working: int = 4

@@ -128,8 +128,16 @@ def model_parts(
     if stack.dropout:
         mask = 1.0 * sequences * model.context * model.width / (tp if sequence_parallel else 1)
     return Parts(
-        Part(kept, backward=working, deferred=kept), Part(mask), Part(head_kept, head_working), 0.0, 0.0, 0.0, 0.0
-    )
+        Part(kept, backward=working, deferred=kept), Part(mask), Part(head_kept, head_working), 0.0, 0.0, 0.0,
+        stack.weight_bytes * placeholders(model, tp) if stack.keeps_placeholders else 0.0,
+    )  # fmt: skip
+
+
+def placeholders(model: Architecture, tp: int) -> int:
+    """Numbers in one tensor of each shape that the matrices of a block have on a rank; a gated pair is one matrix."""
+    q, kv = model.heads * model.head_dim // tp, 2 * model.kv_heads * model.head_dim // tp
+    f, d = model.feed_forward // tp, model.width
+    return sum(rows * columns for rows, columns in {(q + kv, d), (d, q), (f * (1 + model.gated), d), (d, f)})
 
 
 def _case(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from gradatim.config.settings import LayoutConfig
 from gradatim.plan.architecture import Architecture
-from gradatim.plan.cluster import Cluster, Stack, load_cluster
+from gradatim.plan.cluster import Cluster, Stack, cluster_names, load_cluster
 from gradatim.plan.search import Found, best_within
 from gradatim.plan.words import GIB, device_text, layout_text
 
 TIGHT = 0.05
 """Share of a device's memory below which what is left free is told."""
+CALIBRATED = (18, (0.033, 0.068), (0.063, 0.153))
+"""Layouts that ``benchmarks/planner_calibrated.py`` trained, median and largest error on each of two machines."""
 OTHERS = "nanotron-h100"
 """The packaged cluster with most measured peaks, which stands in where a stack has none."""
 
@@ -18,7 +20,7 @@ def how_sure(cluster: Cluster, layout: LayoutConfig) -> str:
     """The error of time seen on measured runs of this stack, or that there were none like this layout."""
     stack = cluster.stack
     if stack.error is None:
-        return "how sure: no measured run of this stack has been compared; see gradatim calibrate"
+        return f"how sure: {_never_compared(cluster)}"
     median, most = stack.error
     runs = f"{stack.runs:,} measured runs" if stack.runs else "the measured runs"
     told = f"half of {runs} of this stack were within {100 * median:.1f} % of what is predicted, "
@@ -34,6 +36,26 @@ def how_sure(cluster: Cluster, layout: LayoutConfig) -> str:
         had = " or ".join(beyond)
         return f"how sure: no measured run of this stack had {had}, which it cannot run; of what it can, {told}"
     return f"how sure: {told}"
+
+
+def _never_compared(cluster: Cluster) -> str:
+    """What is known where no run of this stack was compared: what calibrated files reach, or how stacks differ."""
+    if cluster.calibrated:
+        layouts, (near, far), (other_near, other_far) = CALIBRATED
+        return (
+            f"its times were measured; on one machine half of {layouts} layouts trained were within "
+            f"{100 * near:.0f} % of what such a file predicts, all within {100 * far:.0f} %; on another "
+            f"{100 * other_near:.0f} and {100 * other_far:.0f} %"
+        )
+    known = [load_cluster(name).stack for name in cluster_names()]
+    others = [stack.multiplier for stack in known if stack.error is not None]
+    own = cluster.stack.multiplier
+    times = "" if own == 1 else f", times {own:g}"
+    return (
+        f"no measured run of this stack has been compared (its multiplier is {own:g}; those of {len(others)} packaged "
+        f"stacks that were: {min(others):g} to {max(others):g}); time some steps, and set stack.multiplier to measured "
+        f"over predicted{times}"
+    )
 
 
 def beyond_stack(stack: Stack, layout: LayoutConfig) -> list[str]:
