@@ -35,7 +35,7 @@ from planner_accuracy import rank_correlation
 from planner_rows import DATA, MPT, SIMUMAX, Row, cluster, model, read, rows, whole
 
 SHAPES = MPT | {"70b": (8192, 64, 80)}
-A100_40GB = {"name": "A100-SXM4-40GB", "bandwidth": 1.555e12, "memory": 42.4e9}
+A100_40GB: dict[str, Any] = {"name": "A100-SXM4-40GB", "bandwidth": 1.555e12, "memory": 42.4e9}
 """What the datasheet has otherwise than that of 80 GB."""
 
 
@@ -192,6 +192,27 @@ def ranking(group: Group, kept: list[Row], ratios: Any) -> list[str]:
     return [group.name, f"{len(kept)}", f"{rank_correlation(measured, planned):.3f}", f"{100 * regret:.1f}"]
 
 
+def straightness(kept: list[Row]) -> str:
+    """How far runs that differ in layers and microbatches alone are from a plane through them."""
+    alike: dict[Any, list[Row]] = {}
+    for row in kept:
+        layout = row.layouts[0]
+        alike.setdefault((row.model.width, layout.tp, layout.dp, layout.pp, layout.microbatch), []).append(row)
+    off: list[float] = []
+    for group in alike.values():
+        layout = group[0].layouts[0]
+        points = [(row.model.layers, row.global_batch // layout.dp // (layout.microbatch or 1)) for row in group]
+        terms = np.array([[layers * m, m, layers, 1] for layers, m in points], float)
+        seconds = np.array([row.seconds for row in group])
+        off += list(np.abs(terms @ np.linalg.lstsq(terms, seconds, rcond=None)[0] / seconds - 1))
+    profiles = len({(width, tp, b) for width, tp, _, _, b in alike})
+    return (
+        f"Of vTrain's runs on one node those of one width, layout and microbatch are {np.median(off):.1g} "
+        f"(median; 90th percentile {np.percentile(off, 90):.1g}) of their time off a straight line in layers and "
+        f"microbatches, which {len(kept)} separate runs would not be: they look put together from profiles of {profiles} blocks."
+    )
+
+
 def fits(group: Group) -> list[str]:
     """Runs planned to need more than there is, and how far plans are from what was allocated, where that is told."""
     planned, limit = memory(group), group.cluster.device.memory / GIB
@@ -233,6 +254,7 @@ def main() -> None:
         table(HEAD, lines),
         "Where the model is furthest off:" if not options.rows else "Every row:",
         table(["runs", "run", "measured s", "off %"], worst),
+        straightness(groups[0].rows),
         "Ranking of layouts; regret: what the predicted best costs against the fastest measured:",
         table(["runs", "layouts", "rank correlation", "regret %"], ranked),
         "Memory. All of these ran: how many are planned to need more than the device has, and by how much; where the "
