@@ -209,7 +209,8 @@ def straightness(kept: list[Row]) -> str:
     return (
         f"Of vTrain's runs on one node those of one width, layout and microbatch are {np.median(off):.1g} "
         f"(median; 90th percentile {np.percentile(off, 90):.1g}) of their time off a straight line in layers and "
-        f"microbatches, which {len(kept)} separate runs would not be: they look put together from profiles of {profiles} blocks."
+        f"microbatches, which {len(kept)} separate runs would not be: they look put together from profiles of "
+        f"{profiles} blocks."
     )
 
 
