@@ -90,9 +90,22 @@ def test_rows_to_answer_have_a_line_of_names_or_none(run: Run) -> None:
     }.items():
         code, answers, _ = run("predict", "r", write(name, *lines))
         assert code == 0 and [answer["text"] for answer in answers] == wanted, name
+    Path("noise.txt").write_bytes(bytes(range(256)) * 8)
+    code, answer, _ = run("predict", "r", "noise.txt")
+    assert code == 3 and "NUL and invalid characters" in problems(answer)[0]["got"]
     code, answer, _ = run("predict", "r", write("narrow.tsv", "the soup"))
     (problem,) = problems(answer)
     assert code == 3 and "label, text, source" in problem["allowed"]
+
+
+def test_all_texts_that_are_missing_before_any_is_read(run: Run) -> None:
+    text = documents()
+    code, answer, told = run("train", "gpt", "--data.train", f"{text},lost.txt", "--data.valid", "gone.txt")
+    assert code == 3 and "vocabulary" not in told
+    assert [(p["where"], p["got"]) for p in problems(answer)] == [
+        ("data.train", "lost.txt"),
+        ("data.valid", "gone.txt"),
+    ]
 
 
 def test_a_source_whose_neighbours_nobody_may_list(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

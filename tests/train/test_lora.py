@@ -129,6 +129,10 @@ def test_a_base_that_is_gone_or_another_is_told(config: RunConfig, base: Path, t
         run.network("last")
     with pytest.raises(CheckpointError, match="not the weights that this run's adapters learned beside"):
         train(dataclasses.replace(config, steps=7), tmp_path / "run", resume=True)
+    (tmp_path / "run" / "base.json").write_text(json.dumps({**facts, "step": 9999}))
+    with pytest.raises(CheckpointError, match="no such checkpoint") as raised:  # another training has taken its place
+        run.network("last")
+    assert "base.json" in raised.value.problems[0].attempt
     (tmp_path / "run" / "base.json").unlink()
     with pytest.raises(CheckpointError, match="nobody knows"):
         run.network("last")

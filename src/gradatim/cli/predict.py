@@ -48,7 +48,7 @@ def command(run: Path, file: str, checkpoint: str, average: int, as_json: bool) 
 
 def _examples(file: str, config: RunConfig) -> list[Example]:
     from gradatim.text.examples import Example, examples
-    from gradatim.text.sources import Tally, lines_of
+    from gradatim.text.sources import Tally, lines_of, refuse_binary
     from gradatim.text.table import rows_of_file
 
     tally, path = Tally(), Path(file)
@@ -63,6 +63,8 @@ def _examples(file: str, config: RunConfig) -> list[Example]:
         count = FEWEST.get(task.kind, 1 if task.text_b is None else 2)
         found = []
         with sys.stdin.buffer if file == "-" else path.open("rb") as opened:
+            if file != "-":
+                refuse_binary(path, opened)
             for number, line in enumerate(lines_of(opened, tally), start=1):
                 text = line.removesuffix("\n")
                 texts = tuple(text.split() if task.kind == "tag" else text.split("\t"))

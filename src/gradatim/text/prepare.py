@@ -25,7 +25,16 @@ from gradatim.config.settings import DataConfig
 from gradatim.errors import DataError, Problem
 from gradatim.text import embedded, pairs
 from gradatim.text.prepare_pairs import SOURCE, SPLITS, make_pairs, not_aligned
-from gradatim.text.sources import NAMED, Tally, brings_its_own_splits, files_of, is_corpus, named, read_documents
+from gradatim.text.sources import (
+    NAMED,
+    Tally,
+    brings_its_own_splits,
+    files_of,
+    is_corpus,
+    named,
+    read_documents,
+    require_files,
+)
 from gradatim.text.tokenfile import DESCRIBED, TokenFile
 from gradatim.text.tokenizer import Ids, Tokenizer, load_tokenizer
 from gradatim.text.vocabulary import train_tokenizer
@@ -159,6 +168,8 @@ def _fingerprint(config: DataConfig) -> str:
 
 
 def _make(config: DataConfig, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    splits_named = {"train": config.train, "valid": config.valid, "test": config.test}
+    require_files({f"data.{split}": names for split, names in splits_named.items()})
     if config.tokenizer.path is not None:
         say(f"taking the vocabulary of {config.tokenizer.path}")
         tokenizer = load_tokenizer(Path(config.tokenizer.path))
@@ -171,7 +182,7 @@ def _make(config: DataConfig, folder: Path, say: Callable[[str], None]) -> dict[
     tokenizer.save(folder / "tokenizer.json")
     splits: dict[str, Any] = {}
     seen: set[bytes] = set()
-    for split, names in (("train", config.train), ("valid", config.valid), ("test", config.test)):
+    for split, names in splits_named.items():
         if not names:
             continue
         say(f"encoding {split}")

@@ -17,7 +17,7 @@ import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -98,6 +98,29 @@ def files_of(name: str) -> list[Path]:
             attempt = "change its permissions, or name another" if linked else "remove it, or name files"
             raise DataError(Problem(where=str(each), what=what, attempt=attempt))
     return found
+
+
+def require_files(named: Mapping[str, Sequence[str]]) -> None:
+    """Look for the files of all sources before any is read, which may take long.
+
+    Args:
+        named: sources, by the field that names them.
+
+    Raises:
+        DataError: with all that are missing or may not be read.
+    """
+    problems: list[Problem] = []
+    for where, names in named.items():
+        for name in dict.fromkeys(names):
+            if is_corpus(name):
+                continue
+            try:
+                if not files_of(name):
+                    raise _no_text(name, where)
+            except DataError as error:
+                problems += error.problems
+    if problems:
+        raise DataError(*dict.fromkeys(problems))
 
 
 def read_documents(

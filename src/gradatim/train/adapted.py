@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -50,7 +51,10 @@ def base_of(run: Run) -> Weights:
     if not where.is_dir():
         what = "the weights that this run's adapters stand beside are gone"
         raise CheckpointError(Problem(where=str(where), what=what, attempt=attempt))
-    weights = open_weights(where, "best" if step is None else str(step))
+    try:
+        weights = open_weights(where, "best" if step is None else str(step))
+    except CheckpointError as error:  # another training there, for one
+        raise CheckpointError(*(replace(problem, attempt=attempt) for problem in error.problems)) from None
     if weights.digest != digest:
         what = "these are not the weights that this run's adapters learned beside"
         raise CheckpointError(
