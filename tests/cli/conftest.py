@@ -11,10 +11,14 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "config"))
 
 from bad_input import CHARS, GPT, LINES, NEURAL, Refused, Run
+from example_recipes import recipes
 
 from gradatim.cli.main import main
+
+__all__ = ["answer", "here", "kept", "recipes", "refused", "run"]
 
 
 @pytest.fixture(scope="module")

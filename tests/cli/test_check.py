@@ -10,20 +10,7 @@ import pytest
 from gradatim.cli.main import main
 from gradatim.config import load_config, recipe_names
 
-GPT = """\
-steps: 3000
-global_batch: 16
-model: {kind: gpt, d_model: 192, n_layers: 4, n_heads: 6, dropout: 0.1}
-optimizer: {lr: 1e-3, warmup: 100, min_lr: 1e-4}
-"""
-
-
-@pytest.fixture(autouse=True)
-def recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Work where gpt.yaml and lstm.yaml lie; the packaged recipes may be tuned at any time."""
-    monkeypatch.chdir(tmp_path)
-    Path("gpt.yaml").write_text(GPT)
-    Path("lstm.yaml").write_text("model: {kind: lstm}")
+pytestmark = pytest.mark.usefixtures("recipes")
 
 
 @pytest.mark.parametrize("name", recipe_names())

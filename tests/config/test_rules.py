@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,21 +19,7 @@ from gradatim.config.settings import DataConfig, LayoutConfig, RunConfig, Tokeni
 
 SPLIT = hints_of(LayoutConfig)["split"]
 
-GPT = """\
-steps: 3000
-global_batch: 16
-model: {kind: gpt, d_model: 192, n_layers: 4, n_heads: 6, dropout: 0.1}
-optimizer: {lr: 1e-3, warmup: 100, min_lr: 1e-4}
-"""
-
-
-@pytest.fixture(autouse=True)
-def recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Work where gpt.yaml and lstm.yaml lie; the packaged recipes may be tuned at any time."""
-    monkeypatch.chdir(tmp_path)
-    Path("gpt.yaml").write_text(GPT)
-    for kind in ("lstm", "window", "ngram"):
-        Path(f"{kind}.yaml").write_text(f"model: {{kind: {kind}}}")
+pytestmark = pytest.mark.usefixtures("recipes")
 
 
 def test_intervals_in_words() -> None:
