@@ -1,7 +1,7 @@
 """The planner against published runs that nothing in it was fitted to: other rows of its sources, and other machines.
 
 Every packaged cluster is taken as it is, with its multiplier; only that of ``mpt-h100-80gb`` is of these very tables:
-fitted on every other row, judged by the rest. Read from public repositories, each a clone:
+fitted on every other row, judged by the rest. One rule was found here, with no constant: computation hides no hops. Read from public repositories, each a clone:
 
     git clone https://github.com/VIA-Research/vTrain      # f8dda84: data/ground_truth_*.csv
     git clone https://github.com/mosaicml/llm-foundry     # 8c8dd48: scripts/train/benchmarking/README.md
@@ -223,6 +223,28 @@ def straightness(kept: list[Row]) -> str:
     )
 
 
+def growth(group: Group) -> list[list[str]]:
+    """What the same work on a device takes longer where there are more of them, measured and predicted."""
+    alike: dict[Any, list[Row]] = {}
+    for row in group.rows:
+        layout = row.layouts[0]
+        each = dataclasses.replace(layout, dp=1), row.global_batch // layout.dp
+        alike.setdefault((row.model, *each), []).append(row)
+    lines = []
+    for rows_ in alike.values():
+        few, many = min(rows_, key=lambda r: r.layouts[0].dp), max(rows_, key=lambda r: r.layouts[0].dp)
+        if many.layouts[0].dp < 4 * few.layouts[0].dp:
+            continue
+        measured = many.seconds / few.seconds
+        planned = [
+            predict(group.cluster, row.model, row.layouts[0], row.global_batch, FITTED).seconds for row in (few, many)
+        ]
+        what = few.label.split(",")[0]
+        lines.append([group.name, what, f"{few.layouts[0].dp} to {many.layouts[0].dp}", f"{100 * (measured - 1):.1f}",
+                      f"{100 * (planned[1] / planned[0] - 1):.1f}"])  # fmt: skip
+    return lines
+
+
 def fits(group: Group) -> list[str]:
     """Runs planned to need more than there is, and how far plans are from what was allocated, where that is told."""
     planned, limit = memory(group), group.cluster.device.memory / GIB
@@ -270,6 +292,9 @@ def main() -> None:
         straightness(groups[0].rows),
         "Ranking of layouts; regret: what the predicted best costs against the fastest measured:",
         table(["runs", "layouts", "rank correlation", "regret %"], ranked),
+        "The same work on each device, with more of them: how much longer a step takes, in per cent:",
+        table(["runs", "model", "GPUs", "measured", "predicted"],
+              [line for group in groups if group.rows[0].source == "mpt" for line in growth(group)]),
         "Memory. All of these ran: how many are planned to need more than the device has, and by how much; where the "
         "source states what was allocated, how far the plan is from it:",
         table(["runs", "rows", "planned not to fit", "by GiB", "largest error"],
