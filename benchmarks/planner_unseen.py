@@ -1,7 +1,8 @@
 """The planner against published runs that nothing in it was fitted to: other rows of its sources, and other machines.
 
 Every packaged cluster is taken as it is, with its multiplier; only that of ``mpt-h100-80gb`` is of these very tables:
-fitted on every other row, judged by the rest. One rule was found here, with no constant: computation hides no hops. Read from public repositories, each a clone:
+fitted on every other row, judged by the rest. One rule was found here, with no constant: computation hides no hops.
+Read from public repositories, each a clone:
 
     git clone https://github.com/VIA-Research/vTrain      # f8dda84: data/ground_truth_*.csv
     git clone https://github.com/mosaicml/llm-foundry     # 8c8dd48: scripts/train/benchmarking/README.md

@@ -275,8 +275,8 @@ def messages(
 def exposed(communication: Messages, computation: float) -> float:
     """Seconds that communication beside a computation adds: what is longer, and what it takes from the computation.
 
-    Hops are not hidden. That is what training under FSDP shows: from 128 to 512 H100 steps of the same work take 3 to 11
-    per cent longer, which is the hops of all its collectives (``benchmarks/planner_unseen.py``).
+    Hops are not hidden, as training under FSDP shows: on 512 H100 steps of the same work take 3 to 11 per cent longer
+    than on 128, which is what the hops of all its collectives come to (``benchmarks/planner_unseen.py``).
     """
     moving = communication.moving
     return communication.hops + max(0.0, moving - computation) + CONTENTION * min(moving, computation)
