@@ -331,15 +331,15 @@ def test_a_sentence_longer_than_the_context_is_refused(runs: dict[str, Path], as
 @pytest.mark.parametrize(
     ("arguments", "code", "where"),
     [
-        (["evaluate", "RUN", "--stride", "0"], 2, "gradatim evaluate"),
+        (["evaluate", "RUN", "--stride", "0"], 2, "--stride"),
         (["evaluate", "RUN", "--text", "absent.txt"], 3, "--text"),
         (["evaluate", "RUN", "--checkpoint", "newest"], 2, "--checkpoint"),
         (["next", "RUN", "a", "--checkpoint", "123"], 4, "checkpoints"),
-        (["next", "RUN", "a", "--top", "0"], 2, "gradatim next"),
+        (["next", "RUN", "a", "--top", "0"], 2, "--top"),
         (["next", "RUN"], 2, "gradatim next"),
         (["score", "RUN"], 2, "gradatim score"),
         (["score", "absent-run", "a"], 4, "absent-run"),
-        (["complete", "RUN", "a", "--max-new", "0"], 2, "gradatim complete"),
+        (["complete", "RUN", "a", "--max-new", "0"], 2, "--max-new"),
         (["complete", "RUN", "a", "--temperature", "-1"], 2, "temperature"),
         (["complete", "RUN", "a", "--top-p", "nan"], 2, "top"),
         (["complete", "RUN", "a", "--beams", "2", "--top-k", "3"], 2, "--top-k"),

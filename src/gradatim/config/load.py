@@ -20,7 +20,7 @@ import yaml
 from gradatim.config import rules
 from gradatim.config.decode import Decoder, nearest
 from gradatim.config.describe import hints, scalar_text, variants
-from gradatim.config.idle import idle
+from gradatim.config.idle import idle, waiting
 from gradatim.config.settings import RunConfig
 from gradatim.config.tree import LARGEST, Entry, merge, read_tree
 from gradatim.errors import ConfigError, Problem
@@ -45,8 +45,8 @@ class Loaded:
 
     @property
     def idle(self) -> tuple[str, ...]:
-        """Settings that have no effect beside the others."""
-        return () if self.problems or self.auto is not None else tuple(idle(self.config))
+        """Settings that have no effect beside the others, or leave most ranks with nothing to do."""
+        return () if self.problems or self.auto is not None else (*idle(self.config), *waiting(self.config))
 
 
 def load_config(
