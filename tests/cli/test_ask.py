@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from gradatim.cli.main import main
+from gradatim.cli.next import BAR
 
 KINDS = ["ngram", "lstm", "gpt"]
 CONTEXT = 8
@@ -180,7 +181,8 @@ def test_next_is_a_distribution_likeliest_first(run: Path, ask: Ask, plain: Call
     lines = plain("next", run, "the mor", "--top", "3").splitlines()
     assert lines[0].split() == ["next", "probability"]
     assert [line[0] for line in lines[1:]] == [entry["text"][0] for entry in whole[:3]]
-    assert all("█" in line for line in lines[1:])
+    lengths = [line.count("█") for line in lines[1:]]
+    assert lengths == sorted(lengths, reverse=True) and lengths[0] == int(round(8 * BAR * values[0]) // 8)
 
 
 def test_next_of_a_counted_model_is_what_followed(runs: dict[str, Path], ask: Ask) -> None:
