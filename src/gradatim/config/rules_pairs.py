@@ -40,6 +40,13 @@ def pairs(config: RunConfig, rules: Rules) -> None:
             attempt="--model.kind transformer",
         )
         rules.require(
+            data.tokenizer.source_path is None,
+            "data.tokenizer.source_path model.kind",
+            "this kind of model reads one text, so there is one tokenizer",
+            allowed="null",
+            attempt="--data.tokenizer.source_path null",
+        )
+        rules.require(
             config.batch_tokens is None,
             "batch_tokens model.kind",
             "only pairs differ in length; this kind of model reads context tokens a sequence",
@@ -209,12 +216,20 @@ def _vocabularies(config: RunConfig, rules: Rules) -> None:
             allowed="true",
             attempt="--data.joint true",
         )
+    tokenizer = config.data.tokenizer
     rules.require(
-        config.data.joint or config.data.tokenizer.path is None,
-        "data.tokenizer.path data.joint",
-        "one tokenizer.json serves both languages",
-        allowed="data.joint true",
-        attempt="--data.joint true",
+        not config.data.joint or tokenizer.source_path is None,
+        "data.tokenizer.source_path data.joint",
+        "both languages share one vocabulary, which is that of data.tokenizer.path",
+        allowed="null, or data.joint false",
+        attempt="--data.tokenizer.source_path null",
+    )
+    rules.require(
+        config.data.joint or (tokenizer.path is None) == (tokenizer.source_path is None),
+        "data.tokenizer.path data.tokenizer.source_path data.joint",
+        "each language has a vocabulary of its own, and only one is named",
+        allowed="both, none, or data.joint true",
+        attempt=f"--data.tokenizer.{'path' if tokenizer.path is None else 'source_path'} FILE",
     )
 
 
