@@ -88,3 +88,75 @@ def test_another_tokenizer_is_told_first_and_not_its_shapes(run: Run, att: Path)
     found = problems(answer)
     assert code == 4 and {problem["where"] for problem in found} == {"data.tokenizer"}
     assert found[0]["got"] == "14 entries" and found[0]["allowed"].endswith(" entries")
+
+
+def test_files_judged_on_are_of_the_languages_of_the_run(run: Run, att: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs()
+    code, answer, _ = run("evaluate", att, "--source", "own.en", "--target", "own.fr")
+    first, second = problems(answer)
+    assert code == 2 and first["where"] == "--source" and second["where"] == "--target"
+    assert first["try"] == second["try"] == "--source own.fr --target own.en"
+    code, answer, _ = run("evaluate", att, "--source", write("own.de", *FRENCH), "--target", "own.en")
+    (problem,) = problems(answer)
+    assert code == 2 and problem["what"] == "by its ending this file does not hold fr"
+    text, other = write("one.txt", *FRENCH), write("other.txt", *ENGLISH)
+    few = ["--beams", 1, "--json"]
+    code, _, told = run("evaluate", att, "--source", other, "--target", text, *few)
+    assert code == 0 and "WARNING: the sources look like en, the targets like fr" in told
+    assert "changed places" in told
+    code, _, told = run("evaluate", att, "--source", text, "--target", text, *few)
+    assert code == 0 and "WARNING: the translations look like fr" in told
+    monkeypatch.setattr("gradatim.decode.translate.TOKENS_TOGETHER", 16)
+    code, _, told = run("evaluate", att, "--source", text, "--target", other, *few)
+    assert code == 0 and "WARNING" not in told and "translated" not in told, "a log is not told each second"
+    monkeypatch.setattr("gradatim.cli.evaluate.SECONDS_BETWEEN", 0.0)
+    assert "of 5 translated" in run("evaluate", att, "--source", text, "--target", other, *few)[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "where", "attempt"),
+    [
+        (["--source", "own.fr", "--target", "own.en", "--stride", 3], 2, "--stride", "leave --stride out"),
+        (["--text", "own.fr"], 2, "--text", "--source FILE --target FILE"),
+        (["--source", "nope", "--target", "own.en"], 3, "--source", "check the path"),
+        (["--source", "own.fr", "--target", "nope"], 3, "--target", "check the path"),
+        (["--source", "own.fr"], 2, "--source --target", "--target FILE besides"),
+        (["--target", "own.en"], 2, "--source --target", "--source FILE besides"),
+    ],
+)
+def test_what_to_judge_on_is_named_as_it_was_given(
+    run: Run, att: Path, arguments: list[object], code: int, where: str, attempt: str
+) -> None:
+    pairs()
+    found, answer, _ = run("evaluate", att, *arguments)
+    (problem,) = problems(answer)
+    assert (found, problem["where"], problem["try"]) == (code, where, attempt)
+
+
+def test_no_line_comes_back_for_none(att: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    empty = tmp_path / "empty.txt"
+    empty.write_text("")
+    for more in ([], ["--n-best", "2"], ["--forced", str(empty)]):
+        capsys.readouterr()
+        assert main(["translate", str(att), str(empty), *more]) == 0
+        assert capsys.readouterr().out == ""
+    empty.write_text("\n")
+    assert main(["translate", str(att), str(empty)]) == 0
+    assert capsys.readouterr().out == "\n"
+
+
+def test_given_translations_are_one_each(run: Run, att: Path) -> None:
+    pairs()
+    code, answer, _ = run("translate", att, "own.fr", "--forced", "own.en", "--n-best", 2)
+    (problem,) = problems(answer)
+    assert code == 2 and problem["try"] == "leave --n-best out"
+
+
+def test_pairs_for_a_model_of_plain_text_and_one_language_twice(run: Run) -> None:
+    code, answer, _ = run("train", "gpt", *pairs())
+    (problem,) = problems(answer)
+    assert code == 2 and problem["what"].endswith("plain text, not from pairs") and "seq2seq" in problem["allowed"]
+    for languages, wanted in ((["fr", "fr"], "--data.target_language en"), (["en", "en"], "--data.source_language fr")):
+        given = ["--data.source_language", languages[0], "--data.target_language", languages[1]]
+        code, answer, _ = run("train", "transformer", *pairs(), *given)
+        assert code == 2 and {problem["try"] for problem in problems(answer)} == {wanted}
