@@ -210,7 +210,7 @@ def test_mistakes_are_told(
 
 def test_odd_files_are_told_apart(runs: Path, tmp_path: Path, capsys: Any) -> None:
     """UTF-16 and binary files are refused by every verb; one pair trains, and nothing is held out of it."""
-    wide, own, empty = tmp_path / "wide.fr", tmp_path / "own.en", tmp_path / "empty.fr"
+    wide, own, empty = tmp_path / "wide.fr", tmp_path / "own.en", tmp_path / "empty.txt"
     wide.write_text("je suis là\n", encoding="utf-16")
     own.write_text("I am here\n")
     empty.write_text("")

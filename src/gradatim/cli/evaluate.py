@@ -18,6 +18,9 @@ from gradatim.cli.output import Table, Verb, emit, json_option, say
 from gradatim.errors import ConfigError, DataError, Problem
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gradatim.config.settings import DataConfig
     from gradatim.evaluate.perplexity import Evaluation
     from gradatim.evaluate.translation import TranslationEvaluation
     from gradatim.text.pairs import Pair
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     from gradatim.train import Run
 
 
+SECONDS_BETWEEN = 10.0
+"""Of two lines that say how far it is, where nobody looks on."""
 _NOT_ASKED: dict[str, Any] = dict.fromkeys(
     ("tokens", "unknown", "bytes", "nats_per_token", "perplexity", "perplexity_without_unknown", "bits_per_byte")
 )
@@ -67,7 +72,9 @@ def command(
         problems.append(Problem(where="--compare", what="there is nothing to compare this run with",
                                 got="1 run", allowed="RUN OTHER…", attempt="leave out --compare"))  # fmt: skip
     if (source is None) != (target is None):
-        problems.append(Problem(where="--source --target", what="pairs have two sides", allowed="both or neither"))
+        lacking = "--target" if target is None else "--source"
+        problems.append(Problem(where="--source --target", what="pairs have two sides", allowed="both or neither",
+                                attempt=f"{lacking} FILE besides"))  # fmt: skip
     if not -10 <= length_penalty <= 10:  # also refuses NaN
         problems.append(
             Problem(where="--length-penalty", what="out of range", got=str(length_penalty), allowed="-10 to 10")
@@ -80,7 +87,8 @@ def command(
         if text is not None or stride is not None:
             raise ConfigError(Problem(where="--text" if text is not None else "--stride",
                                       what="translators are judged on pairs, sentence by sentence",
-                                      attempt="--source FILE --target FILE"))  # fmt: skip
+                                      attempt="--source FILE --target FILE" if text is not None
+                                      else "leave --stride out"))  # fmt: skip
         _translators(runs, source, target, beams, length_penalty, checkpoint, average, as_json)
         return
     if source is not None:
@@ -265,14 +273,14 @@ def _translators(
                                     got=f"{len(own):,} pairs", allowed=f"the {len(pairs):,} pairs of {runs[0]}",
                                     attempt="--source FILE --target FILE"))  # fmt: skip
         pairs = own
-    lowercase = False
+    lowercase, tell = False, _now_and_then()
     for run, opened, translating in every:
         lowercase = lowercase or translating.tokenizer.lowercase
         tokenised = opened.config.data.tokenised
         note = remark([pair[1] for pair in pairs], tokenised)
         if note and not found:
             say(note)
-        result, hypotheses = evaluate_pairs(translating, pairs, tokenised=tokenised, beams=beams, alpha=alpha, say=say)
+        result, hypotheses = evaluate_pairs(translating, pairs, tokenised=tokenised, beams=beams, alpha=alpha, say=tell)
         found.append((run, result, hypotheses))
     if len(found) == 1:
         facts = asdict(found[0][1])
@@ -292,23 +300,48 @@ def _translators(
     emit(document, as_json, lambda: _several(document))
 
 
+def _now_and_then() -> Callable[[str], None]:
+    """How far it is: on a terminal each time, into a log at most every ten seconds."""
+    import sys
+    import time
+
+    last = time.monotonic()
+
+    def tell(message: str) -> None:
+        nonlocal last
+        if sys.stderr.isatty() or time.monotonic() - last >= SECONDS_BETWEEN:
+            last = time.monotonic()
+            say(message)
+
+    return tell
+
+
 def _pairs(run: Run, source: str | None, target: str | None, quiet: bool = False) -> list[Pair]:
     """What to judge on: the files given, or the run's test pairs, or its validation pairs."""
     from dataclasses import replace
 
+    from gradatim.cli.translate import warn_direction
     from gradatim.text.pairs import read_pairs
     from gradatim.text.sources import Tally
 
     data, tally = run.config.data, Tally()
     if source is not None and target is not None:
+        _refuse_other_languages(data, source, target)
         data = replace(data, test=(), split="given", test_source=(source,), test_target=(target,))
     for split in ("test",) if source is not None else ("test", "valid"):
-        found = read_pairs(data, split, tally)
+        try:
+            found = read_pairs(data, split, tally)
+        except DataError as error:
+            named = {"data.test_source": "--source", "data.test_target": "--target"} if source is not None else {}
+            raise DataError(*(replace(each, where=named.get(each.where, each.where)) for each in error.problems)) from (
+                None
+            )
         if found:
             if not quiet:
                 say(f"on {len(found):,} pairs" + ("" if source else f" of the run's {split} part"))
                 for what, count in tally.dropped.items():
                     say(f"{what}: {count:,}")
+                warn_direction(run, [pair[0] for pair in found], [pair[1] for pair in found])
             return found
     if source is not None:
         raise DataError(Problem(where=f"{source} and {target}", what="there are no pairs",
@@ -317,6 +350,21 @@ def _pairs(run: Run, source: str | None, target: str | None, quiet: bool = False
         Problem(where=str(run.directory), what="the run has neither test nor validation pairs",
                 attempt="--source FILE --target FILE")
     )  # fmt: skip
+
+
+def _refuse_other_languages(data: DataConfig, source: str, target: str) -> None:
+    """As training does, by the endings of files."""
+    from gradatim.config.rules_pairs import not_of
+
+    first, second = data.source_language, data.target_language
+    crossed = source.endswith(f".{second}") and target.endswith(f".{first}")
+    problems = []
+    for flag, name, own, other in (("--source", source, first, second), ("--target", target, second, first)):
+        if what := not_of(name, own, other):
+            attempt = f"--source {target} --target {source}" if crossed else f"{flag} FILE.{own}"
+            problems.append(Problem(where=flag, what=what, got=name, allowed=f"a file of {own}", attempt=attempt))
+    if problems:
+        raise ConfigError(*problems)
 
 
 def _one(facts: dict[str, Any]) -> list[str | Table]:

@@ -55,6 +55,11 @@ def command(
             Problem(where="--n-best", what="there are not so many beams", got=str(n_best), allowed=f"1 to {beams}",
                     attempt=f"--beams {n_best}")
         )  # fmt: skip
+    if forced is not None and n_best > 1:
+        problems.append(
+            Problem(where="--n-best --forced", what="a given translation is one, and no others are searched for",
+                    got=f"--n-best {n_best}", allowed="one of the two", attempt="leave --n-best out")
+        )  # fmt: skip
     if not -10 <= length_penalty <= 10:  # also refuses NaN
         problems.append(
             Problem(where="--length-penalty", what="out of range", got=str(length_penalty), allowed="-10 to 10")
@@ -83,13 +88,13 @@ def command(
     shows = shows and bool(translating.model.attention_names)
     if picture is not None:
         _refuse_picture(picture, translating, opened, sentences)
-    _warn_direction(opened, sentences)
+    targets = [] if forced is None else _lines(forced)
+    warn_direction(opened, sentences, targets)
     if forced is None:
         found = translate(
             translating, sentences, beams=beams, n_best=n_best, alpha=length_penalty, max_new=max_new, attention=shows
         )
     else:
-        targets = _lines(forced)
         if len(targets) != len(sentences):
             raise DataError(Problem(where=forced, what="every sentence needs its translation",
                                     got=f"{len(targets):,} lines", allowed=f"{len(sentences):,}"))  # fmt: skip
@@ -102,7 +107,7 @@ def command(
 
         for note in write(picture, looked, translating.tokenizer.kind):
             say(note)
-    emit(_document(found, looked), as_json, lambda: _forced(found) if forced is not None else _text(found, n_best))
+    emit(_document(found, looked), as_json, lambda: _answer(found, n_best, forced is not None))
 
 
 def _lines(name: str) -> list[str]:
@@ -151,16 +156,23 @@ def _refuse_long(name: str, targets: list[str], translating: Translating) -> Non
         raise DataError(*problems)
 
 
-def _warn_direction(run: Run, sentences: list[str]) -> None:
-    """Say so where the text looks like the language that is translated into."""
+def warn_direction(run: Run, sources: list[str], targets: list[str]) -> None:
+    """Say so where sources look like the language that is translated into, or targets like the other."""
     from gradatim.text.prepare_pairs import looks_like
 
     data, languages = run.config.data, run.languages
-    if len(languages) == 2 and looks_like(" ".join(sentences[:200]), languages) == data.target_language:
-        say(
-            f"WARNING: this text looks like {data.target_language}, and the run translates from "
-            f"{data.source_language} into {data.target_language}"
-        )
+    if len(languages) != 2:
+        return
+    direction = f"and the run translates from {data.source_language} into {data.target_language}"
+    backward = looks_like(" ".join(sources[:200]), languages) == data.target_language
+    foreign = looks_like(" ".join(targets[:200]), languages) == data.source_language
+    if backward and foreign:
+        say(f"WARNING: the sources look like {data.target_language}, the targets like {data.source_language}, "
+            f"{direction}; the two files may have changed places")  # fmt: skip
+    elif backward:
+        say(f"WARNING: this text looks like {data.target_language}, {direction}")
+    elif foreign:
+        say(f"WARNING: the translations look like {data.source_language}, {direction}")
 
 
 def report(found: list[Translated], translating: Translating) -> None:
@@ -240,6 +252,13 @@ def _document(found: list[Translated], looked: list[Looked | None]) -> list[dict
         row |= {"source_tokens_cut": each.cut, "unknown": each.unknown}
         document.append(row)
     return document
+
+
+def _answer(found: list[Translated], n_best: int, forced: bool) -> str | None:
+    """What people read; of no sentences no line."""
+    if not found:
+        return None
+    return _forced(found) if forced else _text(found, n_best)
 
 
 def _forced(found: list[Translated]) -> str:

@@ -21,6 +21,7 @@ from gradatim.config import rules
 from gradatim.config.decode import Decoder, nearest
 from gradatim.config.describe import hints, scalar_text, variants
 from gradatim.config.idle import idle, waiting
+from gradatim.config.origin import SOURCE_TOKENIZER, TOKENIZER
 from gradatim.config.settings import RunConfig
 from gradatim.config.tree import LARGEST, Entry, merge, read_tree
 from gradatim.errors import ConfigError, Problem
@@ -258,22 +259,34 @@ def _fill_in(
     own = {name: entry for name, entry in model.value.items() if name not in proposed}
     filled = {name: Entry(text, source.where) for name, text in theirs.items()} | own
     tree = dataclasses.replace(tree, value={**tree.value, "model": dataclasses.replace(model, value=filled)})
-    path = Path(source.value) / "tokenizer.json"
-    return _with_tokenizer(tree, given, path, packaged) if theirs["kind"] in ("gpt", "bert") else tree
+    return _with_tokenizer(tree, given, source.value, packaged, notes)
 
 
-def _with_tokenizer(tree: Entry, given: Mapping[str, str], path: Path, packaged: str | None) -> Entry:
-    """Ids have to mean what they meant to the source, so its tokenizer stands where none is named."""
-    data = tree.at("data") or Entry({}, "")
+def _with_tokenizer(
+    tree: Entry, given: Mapping[str, str], source: str, packaged: str | None, notes: list[str]
+) -> Entry:  # fmt: skip
+    """Ids have to mean what they meant to the source, so its tokenizers stand where none is named."""
+    data, own = tree.at("data") or Entry({}, ""), Path(source) / TOKENIZER
     named = any(name == "data.tokenizer" or name.startswith("data.tokenizer.") for name in given)
     open_to = packaged is not None or tree.at("data", "tokenizer") is None
-    if named or not open_to or not path.is_file():
+    if named or not open_to or not own.is_file():
         return tree
     if not isinstance(tree.value, dict) or not isinstance(data.value, dict):
         return tree
-    theirs = Entry({"path": Entry(str(path), "init_from", quoted=True)}, "init_from")
-    filled = dataclasses.replace(data, value={**data.value, "tokenizer": theirs})
-    return dataclasses.replace(tree, value={**tree.value, "data": filled})
+    sources = own.with_name(SOURCE_TOKENIZER)
+    joint, alike = tree.at("data", "joint"), Entry(str(not sources.is_file()).lower(), "init_from")
+    pairs = any(tree.at("data", f"{side}_language") is not None for side in ("source", "target"))
+    replaced = pairs and (joint is None or (packaged is not None and "data.joint" not in given))
+    if replaced and (joint is None or joint.value != alike.value):
+        notes.append(f"{source} replaces the recipe's data.joint")
+    joint = alike if replaced else joint
+    theirs = {"path": Entry(str(own), "init_from", quoted=True)}
+    if pairs and joint is not None and joint.value == "false":
+        theirs["source_path"] = Entry(str(sources if sources.is_file() else own), "init_from", quoted=True)
+    filled = {**data.value, "tokenizer": Entry({**theirs}, "init_from")}
+    if replaced:
+        filled["joint"] = alike
+    return dataclasses.replace(tree, value={**tree.value, "data": dataclasses.replace(data, value=filled)})
 
 
 def _without_default_text(config: RunConfig, decoder: Decoder) -> RunConfig:

@@ -8,6 +8,9 @@ from pathlib import Path
 from gradatim.config.decode import nearest
 from gradatim.errors import Problem
 
+TOKENIZER, SOURCE_TOKENIZER = "tokenizer.json", "source-tokenizer.json"
+"""Of a run; the second is that of a translator's sources, where the languages do not share one."""
+
 
 def is_run(path: Path) -> bool:
     """Whether training or ``gradatim import`` made this directory."""

@@ -297,6 +297,15 @@ def _optimizer(config: RunConfig, rules: Rules) -> None:
 
 
 def _text(config: RunConfig, rules: Rules) -> None:
+    if config.data.train_source and not is_pairs(config.data) and not isinstance(config.model, TRANSLATORS):
+        rules.require(
+            False,
+            "data.train_source model.kind",
+            "this kind of model learns from plain text, not from pairs",
+            allowed="kind translate-lm, seq2seq or transformer",
+            attempt="the recipe transformer, or --data.train FILE",
+        )
+        return
     rules.require(
         bool(config.data.train) or is_pairs(config.data),
         "data.train",

@@ -40,6 +40,13 @@ def pairs(config: RunConfig, rules: Rules) -> None:
             attempt="--model.kind transformer",
         )
         rules.require(
+            data.tokenizer.source_path is None,
+            "data.tokenizer.source_path model.kind",
+            "this kind of model reads one text, so there is one tokenizer",
+            allowed="null",
+            attempt="--data.tokenizer.source_path null",
+        )
+        rules.require(
             config.batch_tokens is None,
             "batch_tokens model.kind",
             "only pairs differ in length; this kind of model reads context tokens a sequence",
@@ -60,6 +67,7 @@ def pairs(config: RunConfig, rules: Rules) -> None:
         "data.target_language data.source_language",
         "source and target are the same language",
         allowed="two languages",
+        attempt=_another_language(data),
     )
     rules.require(
         config.layout.microbatch is None or config.batch_tokens is None,
@@ -99,6 +107,23 @@ def _ending(name: str) -> str | None:
     return ending if "." in name and ending in CODES.split() else None
 
 
+def not_of(name: str, own: str | None, other: str | None) -> str:
+    """What is wrong with a file of sentences in ``own`` by its ending; empty where nothing is."""
+    if own and other and own != other and name.endswith(f".{other}"):
+        return "by its ending this file holds the other language"
+    foreign = own and _ending(name) not in (None, own, other)
+    return f"by its ending this file does not hold {own}" if foreign else ""
+
+
+def _another_language(data: DataConfig) -> str:
+    """Which of two languages that are the same would be another, by the endings of files where they tell."""
+    for side in ("target", "source"):
+        for name in getattr(data, f"train_{side}"):
+            if _ending(name) not in (None, data.source_language):
+                return f"--data.{side}_language {_ending(name)}"
+    return f"--data.target_language {'fr' if data.source_language == 'en' else 'en'}"
+
+
 def _files(data: DataConfig, rules: Rules) -> None:
     for split in SPLITS:
         sources, targets = getattr(data, f"{split}_source"), getattr(data, f"{split}_target")
@@ -118,20 +143,21 @@ def _files(data: DataConfig, rules: Rules) -> None:
         for side, names in (("source", sources), ("target", targets)):
             own, other = data.source_language, data.target_language
             own, other = (own, other) if side == "source" else (other, own)
-            crossed = [name for name in names if other and own and name.endswith(f".{other}")]
+            wrong = {name: what for name in names if (what := not_of(name, own, other))}
+            crossed = [name for name in wrong if name.endswith(f".{other}")]
             rules.require(
                 not crossed,
                 f"data.{split}_{side} data.{side}_language",
-                "by its ending this file holds the other language",
+                wrong[crossed[0]] if crossed else "",
                 allowed=f"a file of {own}, or the other direction",
                 attempt=f"--data.source_language {data.target_language} --data.target_language "
                 f"{data.source_language}, with sources and targets exchanged",
             )
-            foreign = [name for name in names if own and _ending(name) not in (None, own, other)]
+            foreign = [name for name in wrong if name not in crossed]
             rules.require(
                 not foreign,
                 f"data.{split}_{side} data.{side}_language",
-                f"by its ending this file does not hold {own}",
+                wrong[foreign[0]] if foreign else "",
                 allowed=f"a file of {own}, or another language",
                 attempt=f"--data.{side}_language {_ending(foreign[0]) if foreign else own}",
             )
@@ -209,12 +235,20 @@ def _vocabularies(config: RunConfig, rules: Rules) -> None:
             allowed="true",
             attempt="--data.joint true",
         )
+    tokenizer = config.data.tokenizer
     rules.require(
-        config.data.joint or config.data.tokenizer.path is None,
-        "data.tokenizer.path data.joint",
-        "one tokenizer.json serves both languages",
-        allowed="data.joint true",
-        attempt="--data.joint true",
+        not config.data.joint or tokenizer.source_path is None,
+        "data.tokenizer.source_path data.joint",
+        "both languages share one vocabulary, which is that of data.tokenizer.path",
+        allowed="null, or data.joint false",
+        attempt="--data.tokenizer.source_path null",
+    )
+    rules.require(
+        config.data.joint or (tokenizer.path is None) == (tokenizer.source_path is None),
+        "data.tokenizer.path data.tokenizer.source_path data.joint",
+        "each language has a vocabulary of its own, and only one is named",
+        allowed="both, none, or data.joint true",
+        attempt=f"--data.tokenizer.{'path' if tokenizer.path is None else 'source_path'} FILE",
     )
 
 

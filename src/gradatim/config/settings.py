@@ -170,6 +170,8 @@ class TokenizerConfig:
     """word and char: rarer entries of the training text become the unknown one."""
     path: str | None = None
     """Use this tokenizer.json instead of training one."""
+    source_path: str | None = None
+    """Pairs with one vocabulary for each language: that of the source; path is then the target's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,11 +20,12 @@ from typing import Any
 
 import numpy as np
 
+from gradatim.config.origin import SOURCE_TOKENIZER
 from gradatim.config.rules_pairs import is_pairs
 from gradatim.config.settings import DataConfig
 from gradatim.errors import DataError, Problem
 from gradatim.text import embedded, pairs
-from gradatim.text.prepare_pairs import SOURCE, SPLITS, make_pairs, not_aligned
+from gradatim.text.prepare_pairs import SPLITS, make_pairs, not_aligned
 from gradatim.text.sources import (
     NAMED,
     Tally,
@@ -139,7 +140,7 @@ def open_prepared(folder: Path) -> Prepared:
     valid, test = (opened(name, tokenizer) if name in described else None for name in ("valid", "test"))
     if "train.source" not in described:
         return Prepared(tokenizer, learned, valid, test, report, fingerprint)
-    source = load_tokenizer(folder / SOURCE) if (folder / SOURCE).exists() else tokenizer
+    source = load_tokenizer(folder / SOURCE_TOKENIZER) if (folder / SOURCE_TOKENIZER).exists() else tokenizer
     sources = {split: opened(f"{split}.source", source) for split in SPLITS if split in described}
     not_aligned(folder, sources, {"train": learned, "valid": valid, "test": test})
     return Prepared(tokenizer, learned, valid, test, report, fingerprint, sources, source)
@@ -148,6 +149,8 @@ def open_prepared(folder: Path) -> Prepared:
 def _fingerprint(config: DataConfig) -> str:
     facts = asdict(config)
     del facts["cache"], facts["packing"]
+    if config.tokenizer.source_path is None:  # so that text prepared before there was this setting is found
+        del facts["tokenizer"]["source_path"]
     state = hashlib.sha256(json.dumps([FORMAT, facts]).encode())
     sources = [name for split in ("train", "valid", "test") for end in ("", "_source", "_target")
                for name in getattr(config, split + end)]  # fmt: skip
@@ -160,7 +163,8 @@ def _fingerprint(config: DataConfig) -> str:
             state.update(json.dumps(pairs.embedded_pairs(name)).encode())
     texts = [name for name in sources if not is_corpus(name) and name not in pairs.MODULES]
     files = [path for name in texts for path in files_of(name)]
-    for path in [*files, *([Path(config.tokenizer.path)] if config.tokenizer.path else [])]:
+    vocabularies = [Path(name) for name in (config.tokenizer.path, config.tokenizer.source_path) if name]
+    for path in [*files, *vocabularies]:
         if path.is_file():
             with path.open("rb") as file:
                 state.update(str(path).encode() + hashlib.file_digest(file, "sha256").digest())

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from gradatim.config.origin import SOURCE_TOKENIZER
 from gradatim.config.settings import DataConfig
 from gradatim.errors import DataError, Problem
 from gradatim.text.pairs import brings_its_own_parts, read_splits
@@ -23,7 +24,6 @@ from gradatim.text.tokenizer import Tokenizer, load_tokenizer
 from gradatim.text.vocabulary import train_tokenizer
 from gradatim.text.words import split_words
 
-SOURCE = "source-tokenizer.json"
 SPLITS = ("train", "valid", "test")
 FREQUENT = 200
 """Words of each language that a run remembers, to notice text in the wrong one."""
@@ -43,11 +43,12 @@ def make_pairs(config: DataConfig, folder: Path, say: Callable[[str], None]) -> 
             raise DataError(Problem(where=f"data.{split}", what="there are no pairs",
                                     attempt="name files with a sentence on both sides of a line"))  # fmt: skip
     columns = [[pair[side] for pair in pairs["train"]] for side in (0, 1)]
-    target = _learn(config, columns[0] + columns[1] if config.joint else columns[1], say)
-    source = target if config.joint else _learn(config, columns[0], say)
+    named = config.tokenizer
+    target = _learn(config, named.path, columns[0] + columns[1] if config.joint else columns[1], say)
+    source = target if config.joint else _learn(config, named.source_path, columns[0], say)
     target.save(folder / "tokenizer.json")
     if not config.joint:
-        source.save(folder / SOURCE)
+        source.save(folder / SOURCE_TOKENIZER)
     splits: dict[str, Any] = {}
     described: dict[str, Any] = {}
     known = [set(column) for column in columns]
@@ -96,11 +97,11 @@ def _is_named(config: DataConfig, split: str) -> bool:
     return named or brings_its_own_parts(config) or (config.split == "component" and held[split] > 0)
 
 
-def _learn(config: DataConfig, texts: Sequence[str], say: Callable[[str], None]) -> Tokenizer:
+def _learn(config: DataConfig, path: str | None, texts: Sequence[str], say: Callable[[str], None]) -> Tokenizer:
     """The one that the config names, or one learned from the training pairs."""
-    if config.tokenizer.path is not None:
-        say(f"taking the vocabulary of {config.tokenizer.path}")
-        return load_tokenizer(Path(config.tokenizer.path))
+    if path is not None:
+        say(f"taking the vocabulary of {path}")
+        return load_tokenizer(Path(path))
     say(f"learning a {config.tokenizer.kind} vocabulary from {len(texts):,} sentences")
     return train_tokenizer(config.tokenizer, texts)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import Tensor
 
 from gradatim.config import config_to_yaml, load_config
-from gradatim.config.origin import is_hugging_face
+from gradatim.config.origin import SOURCE_TOKENIZER, is_hugging_face
 from gradatim.config.settings import BertConfig, NgramConfig, RunConfig
 from gradatim.config.tuned import model_of
 from gradatim.errors import CheckpointError, ConfigError, DataError, LaunchError, Problem
@@ -36,8 +36,8 @@ from gradatim.train.precision import device, weight_dtype
 from gradatim.train.publish import DRAFT, replace_durably, step_folder
 from gradatim.train.weights import load_weights
 
-SOURCE_TOKENIZER, LANGUAGES, LABELS = "source-tokenizer.json", "languages.json", "labels.json"
-"""Of translation runs: the source's own tokenizer, and words by which to tell the languages; of a task, its labels."""
+LANGUAGES, LABELS = "languages.json", "labels.json"
+"""Of translation runs: words by which to tell the languages; of a task, its labels."""
 BASE = "base.json"
 """Of adapters: the weights they stand beside."""
 WORD_VECTORS = "word_vectors.safetensors"

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gradatim.config.derived import OF_TRAINING
-from gradatim.config.origin import is_run, nothing_to_start_from
+from gradatim.config.origin import SOURCE_TOKENIZER, is_run, nothing_to_start_from
 from gradatim.config.settings import ModelConfig, RunConfig
 from gradatim.config.tuned import AnyModelConfig, TunedConfig
 from gradatim.errors import CheckpointError, Problem
@@ -49,6 +49,8 @@ class Weights:
     """Of the files that hold them."""
     step: int | None = None
     """Of a run's checkpoint."""
+    words: tuple[int, int] = (0, 0)
+    """Entries of the tokenizer, and of that of a translator's sources, where there are any to compare with."""
 
 
 def open_weights(path: Path, which: str = "best") -> Weights:
@@ -66,6 +68,7 @@ def open_weights(path: Path, which: str = "best") -> Weights:
             str(path), run.config.model, run.tokenizer.fingerprint, run.source_tokenizer.fingerprint,
             path / "tokenizer.json", shapes, (), read, (run.config.task.kind, run.labels),
             hashlib.sha256(json.dumps(files).encode()).hexdigest(), checkpoint.step,
+            (run.tokenizer.vocab_size, run.source_tokenizer.vocab_size),
         )  # fmt: skip
     if (nothing := nothing_to_start_from(path)) is not None:
         raise CheckpointError(nothing)
@@ -73,14 +76,15 @@ def open_weights(path: Path, which: str = "best") -> Weights:
 
     found = open_directory(path)
     own = found.path / "tokenizer.json"
-    fingerprint = load_tokenizer(own).fingerprint if own.is_file() else None
+    tokenizer = load_tokenizer(own) if own.is_file() else None
+    fingerprint, entries = (None, 0) if tokenizer is None else (tokenizer.fingerprint, tokenizer.vocab_size)
     words = found.vocab_size  # rows that theirs have, where ours would be filled up to a multiple
     shapes = {shape.name: (words, *shape.shape[1:]) if shape.split == VOCAB else shape.shape
               for shape in parameters(found.config, words, found.context)}  # fmt: skip
     given = {name: shapes[name] for name in found.names()}
     return Weights(
         str(path), found.config, fingerprint, None, own, given, found.absent, lambda name: found.read(name).float(),
-        digest=found.digest(),
+        digest=found.digest(), words=(entries, entries),
     )  # fmt: skip
 
 
@@ -120,14 +124,14 @@ class Start:
         self.left = tuned
         """Whether the source may have a head of another purpose."""
         self.words = {name: source_words if name.startswith("source_embed.") else words for name in self.shapes}
-        problems = list(_other_settings(weights, config.model))
-        if not problems:  # of another model every shape would be told besides
-            problems += self._other_shapes()
-        problems += _other_tokenizer(weights, tokenizer, source_tokenizer)
-        if problems:
+        settings = list(_other_settings(weights, config.model))
+        tokenizers = list(_other_tokenizer(weights, tokenizer, source_tokenizer))
+        # Of another model every shape would be told besides, of another tokenizer the number of its words.
+        shapes = [] if settings else list(self._other_shapes(other_words=bool(tokenizers)))
+        if problems := [*settings, *tokenizers, *shapes]:
             raise CheckpointError(*problems)
 
-    def _other_shapes(self) -> Iterator[Problem]:
+    def _other_shapes(self, other_words: bool) -> Iterator[Problem]:
         where, attempt = self.weights.where, "is it of another model?"
         for name, shape in self.shapes.items():
             if name in self.drawn:
@@ -138,6 +142,7 @@ class Start:
             found, wanted = self.weights.shapes[name], shape.shape
             least = self.words[name] if shape.split == VOCAB else wanted[0]
             rows_fit = found[0] >= least if self._cut(name) else found[0] == least
+            rows_fit = rows_fit or (other_words and shape.split == VOCAB)
             if found[1:] != wanted[1:] or not rows_fit:
                 what, got = f"{name} has another shape", str(list(found))
                 shorter = name.endswith("embed.positions.weight") and found[1:] == wanted[1:]
@@ -182,20 +187,37 @@ def _other_settings(weights: Weights, config: ModelConfig) -> Iterator[Problem]:
 
 
 def _other_tokenizer(weights: Weights, tokenizer: Tokenizer, source_tokenizer: Tokenizer | None) -> Iterator[Problem]:
-    if weights.fingerprint is not None and weights.fingerprint != tokenizer.fingerprint:
+    theirs, ours = weights.fingerprint, tokenizer.fingerprint
+    their_source, our_source = weights.source_fingerprint, source_tokenizer.fingerprint if source_tokenizer else None
+    attempt = f"--data.tokenizer.path {weights.tokenizer}"
+    if our_source is not None and (sources := weights.tokenizer.with_name(SOURCE_TOKENIZER)).is_file():
+        attempt += f" --data.tokenizer.source_path {sources} --data.joint false"
+    elif our_source is not None and our_source != ours:
+        attempt += " --data.joint true"
+    if theirs is not None and theirs != ours:
+        got, allowed = _told_apart((tokenizer.vocab_size, ours), (weights.words[0], theirs))
         yield Problem(
             where="data.tokenizer",
             what=f"the weights of {weights.where} were trained with another tokenizer, so ids would mean other words",
-            got=tokenizer.fingerprint[:16],
-            allowed=weights.fingerprint[:16],
-            attempt=f"--data.tokenizer.path {weights.tokenizer}",
+            got=got,
+            allowed=allowed,
+            attempt=attempt,
         )
-    theirs, ours = weights.source_fingerprint, None if source_tokenizer is None else source_tokenizer.fingerprint
-    if source_tokenizer is not tokenizer and None not in (theirs, ours) and theirs != ours:
+        if (their_source, our_source) == (theirs, ours):  # of one tokenizer for both languages that is all
+            return
+    if source_tokenizer is not None and None not in (their_source, our_source) and their_source != our_source:
+        got, allowed = _told_apart((source_tokenizer.vocab_size, our_source), (weights.words[1], their_source))
         yield Problem(
             where="data.tokenizer",
             what=f"the weights of {weights.where} were trained with another tokenizer of the sources",
-            got=str(ours)[:16],
-            allowed=str(theirs)[:16],
-            attempt="the data settings of that run",
+            got=got,
+            allowed=allowed,
+            attempt=attempt,
         )
+
+
+def _told_apart(ours: tuple[int, str | None], theirs: tuple[int, str | None]) -> tuple[str, str]:
+    """Two tokenizers by the number of their entries, or by their fingerprints where that is the same."""
+    if ours[0] != theirs[0]:
+        return f"{ours[0]:,} entries", f"{theirs[0]:,} entries"
+    return str(ours[1])[:16], str(theirs[1])[:16]
