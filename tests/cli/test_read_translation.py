@@ -206,3 +206,11 @@ def test_many_unknown_words_are_told(run: Run) -> None:
     code, _, told = run("train", "attention", *TINY, *pairs(), *held, "--data.tokenizer.kind", "bpe",
                         "--data.tokenizer.vocab_size", "4000", "--run", "pieces")  # fmt: skip
     assert code == 0 and "unknown (" not in told
+
+
+def test_every_network_goes_on_with_its_tokenizer(run: Run) -> None:
+    small = ["--data.train", write("text.txt", *ENGLISH), "--steps", 2, "--context", 8, "--global_batch", 2,
+             "--model.d_model", 16, "--optimizer.warmup", 0, "--data.cache", "cache"]  # fmt: skip
+    assert run("train", "lstm", *small, "--data.tokenizer.vocab_size", 270, "--run", "first")[0] == 0
+    assert run("train", "lstm", *small, "--init_from", "first", "--run", "second")[0] == 0
+    assert Path("second/tokenizer.json").read_bytes() == Path("first/tokenizer.json").read_bytes()
