@@ -160,3 +160,57 @@ def test_pairs_for_a_model_of_plain_text_and_one_language_twice(run: Run) -> Non
         given = ["--data.source_language", languages[0], "--data.target_language", languages[1]]
         code, answer, _ = run("train", "transformer", *pairs(), *given)
         assert code == 2 and {problem["try"] for problem in problems(answer)} == {wanted}
+
+
+def test_a_number_of_pairs_replaces_a_number_of_tokens(run: Run) -> None:
+    small = [*TINY[:2], *TINY[4:], *pairs()]
+    code, _, told = run("train", "attention", *small, "--global_batch", 3, "--run", "few")
+    assert code == 0 and "note: --global_batch replaces the recipe's batch_tokens 1024" in told
+    assert "batch_tokens: null" in Path("few/config.yaml").read_text()
+    code, answer, _ = run("train", "attention", *small, "--global_batch", 3, "--batch_tokens", 64)
+    (problem,) = problems(answer)
+    assert code == 2 and problem["try"] == "leave --batch_tokens out"
+    # A run's own file has both written out, and the tokens count.
+    assert run("train", "few/config.yaml", "--run", "again")[0] == 0
+    code, _, told = run("train", "gpt", "--global_batch", 0)
+    assert code == 2 and "replaces" not in told
+
+
+def test_tables_with_a_line_of_names_and_ragged_lines(run: Run) -> None:
+    lines = [f"{source}\t{target}" for source, target in zip(FRENCH, ENGLISH, strict=True)]
+    exchanged = ["en\tfr", *(f"{target}\t{source}" for source, target in zip(FRENCH, ENGLISH, strict=True))]
+    lines[2] += "\tCC-BY"
+    named = write("named.tsv", "fr\ten", *lines)
+    for name, table, columns in (
+        ("setting", named, ["--data.columns", "fr,en"]),
+        ("line", named, []),
+        ("order", write("order.tsv", *exchanged), ["--data.columns", "fr,en"]),
+        ("bare", write("bare.tsv", *lines), ["--data.columns", "fr,en"]),
+    ):
+        given = ["--data.train", table, *columns, "--data.cache", "cache"]
+        code, report, told = run("prepare", "attention", "--out", name, *given)
+        assert code == 0 and report["documents"] == 5, name
+        assert ("lines that name the columns: 1" in told) == (name != "bare")
+        assert ("lines with another number of columns: 1" in told) == (name != "order")
+        assert report["languages"]["en"][0] == "is", name
+    code, answer, _ = run("train", "attention", *TINY, "--data.train", "bare.tsv")
+    (problem,) = problems(answer)
+    assert code == 3 and problem["where"] == "bare.tsv" and problem["try"].startswith("--data.columns fr,en")
+
+
+def test_many_unknown_words_are_told(run: Run) -> None:
+    held = ["--data.valid_source", write("v.fr", "je suis perdu"), "--data.valid_target", write("v.en", "I am here")]
+    code, _, told = run("train", "attention", *TINY, *pairs(), *held, "--run", "r")
+    (line,) = (line for line in told.splitlines() if "unknown (" in line)
+    assert code == 0 and line.startswith("1 of 3 words of valid's sources are unknown (33 %); try: --data.tokenizer")
+    code, _, told = run("train", "attention", *TINY, *pairs(), *held, "--data.tokenizer.kind", "bpe",
+                        "--data.tokenizer.vocab_size", "4000", "--run", "pieces")  # fmt: skip
+    assert code == 0 and "unknown (" not in told
+
+
+def test_every_network_goes_on_with_its_tokenizer(run: Run) -> None:
+    small = ["--data.train", write("text.txt", *ENGLISH), "--steps", 2, "--context", 8, "--global_batch", 2,
+             "--model.d_model", 16, "--optimizer.warmup", 0, "--data.cache", "cache"]  # fmt: skip
+    assert run("train", "lstm", *small, "--data.tokenizer.vocab_size", 270, "--run", "first")[0] == 0
+    assert run("train", "lstm", *small, "--init_from", "first", "--run", "second")[0] == 0
+    assert Path("second/tokenizer.json").read_bytes() == Path("first/tokenizer.json").read_bytes()

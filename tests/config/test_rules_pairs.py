@@ -52,7 +52,6 @@ def test_what_does_not_go_together(overrides: dict[str, str], what: str) -> None
 @pytest.mark.parametrize(
     ("overrides", "what"),
     [
-        ({"data.train": "pairs.tsv"}, "does not say which language"),
         ({"data.train": "pairs.tsv", "data.columns": "en,es"}, "not of these languages"),
         ({"data.target_language": "de"}, "no such language"),
         ({"data.split": "component"}, "brings its own"),

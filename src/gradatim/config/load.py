@@ -103,6 +103,7 @@ def load(
         found += error.problems
         tree = Entry({}, str(recipe))
     tree, notes = _make_way(tree, given)
+    tree = _one_batch(tree, given, notes, found)
     tree, shortened = _shorten(tree, given)
     tree, auto = _automatic(tree, given, notes)
     tree = merge(tree, given, found)
@@ -314,6 +315,23 @@ def _make_way(tree: Entry, overrides: Mapping[str, str]) -> tuple[Entry, list[st
             names = ", ".join(f"model.{key}" for key in dropped)
             notes.append(f"--model.kind {kind} drops the recipe's fields of another kind: {names}")
     return tree, notes
+
+
+def _one_batch(tree: Entry, given: Mapping[str, str], notes: list[str], problems: list[Problem]) -> Entry:
+    """Pairs have a batch of so many or of so many tokens, and ``--global_batch`` means the first."""
+    stands = tree.at("batch_tokens")
+    if "global_batch" not in given:
+        return tree
+    if given.get("batch_tokens", "null") != "null":
+        what = "a step has so many pairs, or as many as there are in so many tokens"
+        got = f"--global_batch {given['global_batch']} --batch_tokens {given['batch_tokens']}"
+        problems.append(Problem(where="--batch_tokens", what=what, got=got, allowed="one of the two",
+                                attempt="leave --batch_tokens out"))  # fmt: skip
+        return tree
+    if stands is None or stands.value == "null" or not isinstance(tree.value, dict):
+        return tree
+    notes.append(f"--global_batch replaces the recipe's batch_tokens {stands.text()}")
+    return dataclasses.replace(tree, value={key: entry for key, entry in tree.value.items() if key != "batch_tokens"})
 
 
 _TEXTS = {f"{split}{side}" for split in ("train", "valid", "test") for side in ("", "_source", "_target")}

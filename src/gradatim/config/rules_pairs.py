@@ -176,13 +176,6 @@ def _files(data: DataConfig, rules: Rules) -> None:
         allowed="both languages among data.columns",
         attempt=f"--data.columns {data.source_language},{data.target_language}",
     )
-    rules.require(
-        bool(data.columns) or not any(name.endswith((".tsv", ".txt")) for name in named),
-        "data.columns",
-        "a .tsv file does not say which language its columns hold",
-        allowed="the languages of the columns, first to last",
-        attempt=f"--data.columns {data.source_language},{data.target_language}",
-    )
     for name in named:
         languages = PAIR_CORPORA.get(name)
         rules.require(

@@ -207,7 +207,7 @@ class DataConfig:
     test_target: tuple[str, ...] = ()
     """Their translations."""
     columns: tuple[str, ...] = ()
-    """Columns of .tsv files, the first ones first: languages of pairs; names of a task's, if no first line has them."""
+    """Columns of .tsv files, first to last, where no first line names them: languages of pairs; names of a task's."""
     split: Literal["given", "component"] = "given"
     """Pairs: component holds out part of the training pairs, keeping together what shares a sentence."""
     held_out: tuple[float, float] = (0.05, 0.05)

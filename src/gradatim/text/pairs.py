@@ -139,25 +139,40 @@ def _table(name: str, split: str, data: DataConfig, tally: Tally) -> Iterator[Pa
 
 
 def _tabs(path: Path, columns: tuple[str, ...], languages: Pair, tally: Tally) -> Iterator[Pair]:
-    if not set(languages) <= set(columns):
-        raise DataError(Problem(where=str(path), what="this table does not say which language its columns hold",
-                                allowed=f"data.columns with {' and '.join(languages)}",
-                                attempt=f"--data.columns {','.join(languages)}, or for one language a file "
-                                "--data.train_source FILE --data.train_target FILE"))  # fmt: skip
-    places = [columns.index(language) for language in languages]
     with path.open("rb") as file:
         refuse_binary(path, file)
+        places, width = _places(path, columns, languages), 0
         for number, line in enumerate(lines_of(file, tally), start=1):
             cells = line.rstrip("\n").split("\t")
-            if len(cells) <= max(places):
-                if line.strip():
-                    raise DataError(Problem(where=f"{path}:{number}", what="this line lacks a column",
-                                            got=f"{len(cells)} columns", allowed=f"{max(places) + 1} or more",
-                                            attempt="columns are separated by tabs; one language a file is named by "
-                                            "data.train_source and data.train_target"))  # fmt: skip
+            if number == 1 and set(languages) <= set(cells):
+                tally.dropped["lines that name the columns"] += 1
+                width = len(cells)
+                continue
+            if not line.strip():
                 tally.dropped["empty pairs"] += 1
                 continue
+            if len(cells) <= max(places):
+                raise DataError(Problem(where=f"{path}:{number}", what="this line lacks a column",
+                                        got=f"{len(cells)} columns", allowed=f"{max(places) + 1} or more",
+                                        attempt="columns are separated by tabs; one language a file is named by "
+                                        "data.train_source and data.train_target"))  # fmt: skip
+            width = width or len(cells)
+            if len(cells) != width:
+                tally.dropped["lines with another number of columns"] += 1
             yield cells[places[0]], cells[places[1]]
+
+
+def _places(path: Path, columns: tuple[str, ...], languages: Pair) -> list[int]:
+    """Which columns hold the languages: as the first line names them, or else the setting."""
+    with path.open("rb") as file:
+        first = next(lines_of(file, Tally()), "").rstrip("\n").split("\t")
+    named = first if set(languages) <= set(first) else list(columns)
+    if not set(languages) <= set(named):
+        raise DataError(Problem(where=str(path), what="this table does not say which language its columns hold",
+                                allowed=f"data.columns, or a first line, with {' and '.join(languages)}",
+                                attempt=f"--data.columns {','.join(languages)}, or for one language a file "
+                                "--data.train_source FILE --data.train_target FILE"))  # fmt: skip
+    return [named.index(language) for language in languages]
 
 
 def _cells(row: Any, languages: Pair, where: str, tally: Tally) -> Pair:

@@ -40,7 +40,7 @@ from gradatim.text.tokenfile import DESCRIBED, TokenFile
 from gradatim.text.tokenizer import Ids, Tokenizer, load_tokenizer
 from gradatim.text.vocabulary import train_tokenizer
 
-FORMAT = 5  # part of the fingerprint: raise it when preparing changes its result
+FORMAT = 6  # part of the fingerprint: raise it when preparing changes its result
 ENCODE_TOGETHER = 1024
 
 
@@ -149,8 +149,6 @@ def open_prepared(folder: Path) -> Prepared:
 def _fingerprint(config: DataConfig) -> str:
     facts = asdict(config)
     del facts["cache"], facts["packing"]
-    if config.tokenizer.source_path is None:  # so that text prepared before there was this setting is found
-        del facts["tokenizer"]["source_path"]
     state = hashlib.sha256(json.dumps([FORMAT, facts]).encode())
     sources = [name for split in ("train", "valid", "test") for end in ("", "_source", "_target")
                for name in getattr(config, split + end)]  # fmt: skip

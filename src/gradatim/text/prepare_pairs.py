@@ -27,6 +27,8 @@ from gradatim.text.words import split_words
 SPLITS = ("train", "valid", "test")
 FREQUENT = 200
 """Words of each language that a run remembers, to notice text in the wrong one."""
+MANY_UNKNOWN = 0.05
+"""Share of unknown words from which a split into pieces would do better."""
 
 
 def make_pairs(config: DataConfig, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
@@ -89,6 +91,21 @@ def make_pairs(config: DataConfig, folder: Path, say: Callable[[str], None]) -> 
         "languages": {str(config.source_language): words["source"], str(config.target_language): words["target"]},
         "sha256": {},
     }  # fmt: skip
+
+
+def tell_unknown(report: dict[str, Any], kind: str, config: DataConfig, say: Callable[[str], None]) -> None:
+    """Say so where many words of the validation part are unknown: what the model writes of them is one word."""
+    part = report["splits"].get("valid")
+    if part is None:
+        return
+    sides = {"sources": (part["source unknown"], part["source tokens"]), "targets": (part["unknown"], part["tokens"])}
+    noun = "characters" if kind == "char" else "words"
+    hint = "" if config.tokenizer.path else "; try: --data.tokenizer.kind bpe --data.tokenizer.vocab_size 4000"
+    for side, (unknown, tokens) in sides.items():
+        words = tokens - part["documents"]  # the end of each sentence is none
+        if unknown > MANY_UNKNOWN * words:
+            share = f"{100 * unknown / words:.0f} %"
+            say(f"{unknown:,} of {words:,} {noun} of valid's {side} are unknown ({share}){hint}")
 
 
 def _is_named(config: DataConfig, split: str) -> bool:

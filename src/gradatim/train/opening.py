@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from gradatim.config.settings import RunConfig
+from gradatim.text.prepare_pairs import tell_unknown
 from gradatim.text.prepare_task import AnyPrepared, PreparedTask, prepare_run
 from gradatim.train.continuing import refuse_changes, refuse_fewer_steps
 from gradatim.train.publish import list_checkpoints
@@ -54,6 +55,7 @@ def opened(
             Run.create(directory, config, prepared.tokenizer, prepared.source_tokenizer)
             if "languages" in prepared.report:
                 run.remember_languages(prepared.report["languages"])
+                tell_unknown(prepared.report, prepared.tokenizer.kind, config.data, say)
             if isinstance(prepared, PreparedTask):
                 run.remember_labels(prepared.labels)
         elif run.tokenizer.fingerprint != prepared.tokenizer.fingerprint:
