@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from gradatim.cli.main import main
+from gradatim.cli.next import BAR
 
 KINDS = ["ngram", "lstm", "gpt"]
 CONTEXT = 8
@@ -180,7 +181,8 @@ def test_next_is_a_distribution_likeliest_first(run: Path, ask: Ask, plain: Call
     lines = plain("next", run, "the mor", "--top", "3").splitlines()
     assert lines[0].split() == ["next", "probability"]
     assert [line[0] for line in lines[1:]] == [entry["text"][0] for entry in whole[:3]]
-    assert all("█" in line for line in lines[1:])
+    lengths = [line.count("█") for line in lines[1:]]
+    assert lengths == sorted(lengths, reverse=True) and lengths[0] == int(round(8 * BAR * values[0]) // 8)
 
 
 def test_next_of_a_counted_model_is_what_followed(runs: dict[str, Path], ask: Ask) -> None:
@@ -331,15 +333,15 @@ def test_a_sentence_longer_than_the_context_is_refused(runs: dict[str, Path], as
 @pytest.mark.parametrize(
     ("arguments", "code", "where"),
     [
-        (["evaluate", "RUN", "--stride", "0"], 2, "gradatim evaluate"),
+        (["evaluate", "RUN", "--stride", "0"], 2, "--stride"),
         (["evaluate", "RUN", "--text", "absent.txt"], 3, "--text"),
         (["evaluate", "RUN", "--checkpoint", "newest"], 2, "--checkpoint"),
         (["next", "RUN", "a", "--checkpoint", "123"], 4, "checkpoints"),
-        (["next", "RUN", "a", "--top", "0"], 2, "gradatim next"),
+        (["next", "RUN", "a", "--top", "0"], 2, "--top"),
         (["next", "RUN"], 2, "gradatim next"),
         (["score", "RUN"], 2, "gradatim score"),
         (["score", "absent-run", "a"], 4, "absent-run"),
-        (["complete", "RUN", "a", "--max-new", "0"], 2, "gradatim complete"),
+        (["complete", "RUN", "a", "--max-new", "0"], 2, "--max-new"),
         (["complete", "RUN", "a", "--temperature", "-1"], 2, "temperature"),
         (["complete", "RUN", "a", "--top-p", "nan"], 2, "top"),
         (["complete", "RUN", "a", "--beams", "2", "--top-k", "3"], 2, "--top-k"),

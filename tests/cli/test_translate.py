@@ -305,8 +305,9 @@ def test_runs_are_compared_on_the_same_sentences(runs: Path, capsys: Any) -> Non
     bleu = [row["bleu"] for row in found["runs"]]
     assert difference["difference"] == pytest.approx(bleu[1] - bleu[0])
     assert "p" in answer(capsys, "evaluate", *both, "--compare", "--beams", 1)[0]
-    _, err = answer(capsys, "evaluate", *both, code=2)
-    assert "several runs are compared" in err
+    assert json.loads(answer(capsys, "evaluate", *both, "--beams", 1, "--json")[0])["comparisons"] == [difference]
+    _, err = answer(capsys, "evaluate", runs / "attention", "--compare", code=2)
+    assert "nothing to compare" in err
     _, err = answer(capsys, "evaluate", runs / "attention", "--stride", 3, code=2)
     assert "judged on pairs" in err
 

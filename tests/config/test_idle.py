@@ -27,7 +27,11 @@ def test_packaged_recipes_have_none(name: str) -> None:
             {"layout.schedule": "gpipe", "layout.split": "by-cost"},
             ["layout.schedule gpipe", "layout.split by-cost"],
         ),
-        ("gpt", {"layout.schedule": "gpipe", "layout.split": "by-cost", "layout.pp": "2"}, []),
+        (
+            "gpt",
+            {"layout.schedule": "gpipe", "layout.split": "by-cost", "layout.pp": "2", "layout.microbatch": "8"},
+            [],
+        ),
         ("gpt", {"layout.check": "true", "layout.timeout": "5"}, ["layout.check true", "layout.timeout 5.0"]),
         ("gpt", {"layout.check": "true", "layout.timeout": "5", "layout.dp": "2"}, []),
         ("bigram", {"layout.microbatch": "1"}, ["layout.microbatch 1"]),

@@ -174,7 +174,8 @@ def test_a_trial_run_may_be_shorter_than_the_recipes_warm_up(tmp_path: Path) -> 
     assert loaded.problems == ()
     assert loaded.config.optimizer.warmup == 2
     assert loaded.shortened == ("--steps 20 shortens the recipe's optimizer.warmup from 100 to 2",)
-    assert load("gpt.yaml", {"steps": "100"}).shortened == ()
+    assert load("gpt.yaml", {"steps": "190"}).config.optimizer.warmup == 19  # it would have been more than half
+    assert load("gpt.yaml", {"steps": "200"}).shortened == ()
     assert check_config("gpt.yaml", {"steps": "20", "optimizer.warmup": "100"}) != []  # asked for, so refused
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("optimizer: {schedule: warmup-stable-decay, warmup: 0, decay_steps: 50}")

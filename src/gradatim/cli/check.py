@@ -80,4 +80,5 @@ def _ranks(config: RunConfig) -> str:
     from gradatim.shapes.split import layers_of_chunks
 
     layers = None if config.layout.split == "by-cost" else layers_of_chunks(config, vocab_size=0)
-    return "".join(f"# {line}\n" for line in rank_map(config.layout, layers))
+    unknown = "# layers of the stages by cost: known once training has its vocabulary, and then told\n"
+    return ("" if layers else unknown) + "".join(f"# {line}\n" for line in rank_map(config.layout, layers))

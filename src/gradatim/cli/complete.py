@@ -99,6 +99,9 @@ def command(
             model, opened.tokenizer, prompt, max_new=max_new, n=n, sampling=sampling, stop=stop, show=show
         )
     seconds = time.perf_counter() - started
+    if not as_json and any(completion.ended and not completion.text.strip() for completion in found):
+        say("the model ended the document at once: nothing follows in what it learned; --temperature 1 draws, "
+            "--n 3 shows several")  # fmt: skip
     if dropped:
         say(f"the prompt is longer than the model's context: its first {dropped} tokens were not read")
     if streams:

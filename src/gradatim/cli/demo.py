@@ -83,7 +83,7 @@ def _rung(name: str, recipe: str, root: Path, steps: int | None, prompt: str, pr
     config = load_config(recipe, {})
     if steps is not None and not isinstance(config.model, NgramConfig):
         config = load_config(recipe, {"steps": str(steps)})
-    # One text for all: what the recipes of n-grams call a document matters for plain files only.
+    # One text and one vocabulary for all, whatever becomes of a recipe.
     config = replace(config, data=load_config(RUNGS["GPT"], {}).data)
     directory = root / recipe
     found = Run(directory).exists

@@ -1,13 +1,14 @@
 """``gradatim evaluate RUN``: perplexity and bits per byte of a run's model; of translators, BLEU and chrF besides; of
 a BERT, its blanks and pairs; of a model that was tuned for a task, how many answers are right.
 
-``evaluate RUN OTHER… --compare`` judges several translators on the same sentences, and says which differences from the
-first one chance would not make.
+``evaluate RUN OTHER…`` judges several language models, a row each; of translators, all on the same sentences, it says
+which differences from the first one chance would not make (``--compare`` says the same, as it had to be said once).
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gradatim.config.settings import DataConfig
+    from gradatim.evaluate.perplexity import Evaluation
     from gradatim.evaluate.translation import TranslationEvaluation
     from gradatim.text.pairs import Pair
     from gradatim.text.tokenfile import TokenFile
@@ -48,7 +50,7 @@ _NOT_ASKED: dict[str, Any] = dict.fromkeys(
 @click.option(
     "--length-penalty", type=float, default=1.0, show_default=True, help="Beams compare log-probability / length^this."
 )
-@click.option("--compare", is_flag=True, help="Translators: judge several runs, and their differences from the first.")
+@click.option("--compare", is_flag=True, help="Several runs: what happens without it, too.")
 @click.option("--checkpoint", default="best", show_default=True, help="best, last, or a step.")
 @click.option("--average", type=click.IntRange(min=1), default=1, show_default=True, help="Mean of the newest so many.")
 @json_option
@@ -56,17 +58,19 @@ def command(
     runs: tuple[Path, ...], text: str | None, stride: int | None, source: str | None, target: str | None, beams: int,
     length_penalty: float, compare: bool, checkpoint: str, average: int, as_json: bool,
 ) -> None:  # fmt: skip
-    """Judge the model of RUN: each token once, the end of each document included; of a BERT, blanks and pairs."""
+    """Judge the model of RUN: each token once, the end of each document included; of a BERT, blanks and pairs.
+
+    Several runs: a row for each language model; of translators, their differences from the first, too.
+    """
     from gradatim.cli.runs import find_run, refuse_choice_and_mean
     from gradatim.config.rules_pairs import is_pairs
-    from gradatim.evaluate.perplexity import evaluate_file, evaluate_text, evaluate_tokens
 
     problems = []
     if text == "":
         problems.append(Problem(where="--text", what="the path is empty", attempt="name a file"))
-    if (len(runs) > 1) != compare:
-        problems.append(Problem(where="--compare", what="several runs are compared, and one is not",
-                                got=f"{len(runs)} runs", allowed="RUN, or RUN OTHER… --compare"))  # fmt: skip
+    if compare and len(runs) == 1:
+        problems.append(Problem(where="--compare", what="there is nothing to compare this run with",
+                                got="1 run", allowed="RUN OTHER…", attempt="leave out --compare"))  # fmt: skip
     if (source is None) != (target is None):
         lacking = "--target" if target is None else "--source"
         problems.append(Problem(where="--source --target", what="pairs have two sides", allowed="both or neither",
@@ -79,7 +83,7 @@ def command(
         raise ConfigError(*problems)
     refuse_choice_and_mean(average)
     opened = find_run(runs[0], checkpoint)
-    if compare or is_pairs(opened.config.data):
+    if is_pairs(opened.config.data):
         if text is not None or stride is not None:
             raise ConfigError(Problem(where="--text" if text is not None else "--stride",
                                       what="translators are judged on pairs, sentence by sentence",
@@ -89,6 +93,14 @@ def command(
         return
     if source is not None:
         raise ConfigError(Problem(where="--source", what="this run does not translate", attempt="--text FILE"))
+    if len(runs) > 1:
+        from gradatim.cli.evaluate_ladder import judge_rungs, shown
+
+        document = judge_rungs(
+            runs, partial(find_run, checkpoint=checkpoint), partial(_rung, checkpoint, text, stride, average)
+        )
+        emit(document, as_json, lambda: shown(document))
+        return
     if opened.config.task.kind != "none":
         if stride is not None:
             what = "this model reads rows, not windows that advance"
@@ -103,6 +115,14 @@ def command(
         found = _blanks(opened, checkpoint, text, average)
         emit(_NOT_ASKED | found, as_json, lambda: _facts(found))
         return
+    facts = asdict(_rung(checkpoint, text, stride, average, opened))
+    emit(facts, as_json, lambda: _facts(facts))
+
+
+def _rung(checkpoint: str, text: str | None, stride: int | None, average: int, opened: Run) -> Evaluation:
+    """The figures of a language model, on a file or on its own held-out text."""
+    from gradatim.evaluate.perplexity import evaluate_file, evaluate_text, evaluate_tokens
+
     model = opened.model(checkpoint, say, average)
     if stride is not None and model.context is None:
         say("the model reads the text in one go, so --stride changes nothing")
@@ -111,16 +131,13 @@ def command(
                                   got=str(stride), allowed=f"1 to {model.context}, the context",
                                   attempt=f"--stride {model.context}"))  # fmt: skip
     if text is not None:
-        result = evaluate_file(model, opened.tokenizer, opened.config.data, Path(text), stride, say)
-    elif (split := _files_held_out(opened)) is not None:
+        return evaluate_file(model, opened.tokenizer, opened.config.data, Path(text), stride, say)
+    if (split := _files_held_out(opened)) is not None:
         names = getattr(opened.config.data, split)
         say(_on(split))
-        result = evaluate_text(model, opened.tokenizer, opened.config.data, names, stride, say, split=split)
-    else:
-        file = _held_out(opened)
-        result = evaluate_tokens(model, opened.tokenizer, file.tokens, file.meta.bytes, stride)
-    facts = asdict(result)
-    emit(facts, as_json, lambda: _facts(facts))
+        return evaluate_text(model, opened.tokenizer, opened.config.data, names, stride, say, split=split)
+    file = _held_out(opened)
+    return evaluate_tokens(model, opened.tokenizer, file.tokens, file.meta.bytes, stride)
 
 
 def _facts(facts: dict[str, Any]) -> Table:

@@ -35,6 +35,7 @@ def command(run: Path, directory: Path, form: str | None, shard_size: float, che
     from gradatim.cli.runs import find_run, open_run
     from gradatim.errors import ConfigError, Problem
     from gradatim.interop.arpa import write_arpa
+    from gradatim.interop.beside import remember
     from gradatim.models.ngram import NgramModel
 
     found = find_run(run, checkpoint)
@@ -49,6 +50,8 @@ def command(run: Path, directory: Path, form: str | None, shard_size: float, che
             if form == "hf"
             else export_adapters(found, held, directory)
         )
+        if form == "hf":
+            remember(directory, found.config.data)
         text = f"{directory}: {exported.architecture}, {exported.parameters:,} parameters, {', '.join(exported.files)}"
         emit(asdict(exported), as_json, lambda: text)
         return
@@ -61,6 +64,7 @@ def command(run: Path, directory: Path, form: str | None, shard_size: float, che
     path = directory / "model.arpa"
     write_arpa(model, opened.tokenizer, path)
     opened.tokenizer.save(directory / "tokenizer.json")
+    remember(directory, opened.config.data)
     sizes = [len(table.word) for table in model.tables]
     emit(
         {"file": str(path), "order": model.order, "ngrams": sizes},

@@ -22,14 +22,21 @@ WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
     type=click.Path(path_type=Path),
     help="The tokenizer.json beside the file, if the words are its tokens.",
 )
+@click.option(
+    "--document",
+    type=click.Choice(["line", "blank-line", "file"]),
+    help="What a document is in texts that the model will judge [as exported from here; else a line (ARPA) or a file].",
+)
 @json_option
-def command(source: Path, run: Path, tokenizer: Path | None, as_json: bool) -> None:
+def command(source: Path, run: Path, tokenizer: Path | None, document: str | None, as_json: bool) -> None:
     """Make RUN from SOURCE: a Hugging Face directory, an ARPA file, or a directory that holds model.arpa.
 
-    ARPA: without --tokenizer the file's words are taken as words of text separated by white space.
+    ARPA: without --tokenizer, and but for what was exported from here, the file's words are taken as words of text
+    separated by white space.
     """
     from gradatim.errors import ConfigError, DataError, Problem
     from gradatim.interop.arpa import import_arpa
+    from gradatim.interop.beside import remembered
 
     if is_run(source) and not is_hugging_face(source):
         attempt = f"use it as it is, as in: gradatim evaluate {source}"
@@ -40,7 +47,7 @@ def command(source: Path, run: Path, tokenizer: Path | None, as_json: bool) -> N
             raise ConfigError(Problem(where="--tokenizer", what=what, attempt="leave --tokenizer out"))
         from gradatim.interop.huggingface.load import import_directory
 
-        found = import_directory(source, run, say)
+        found = import_directory(source, run, say, document)
         text = f"{run}: {found.architecture}, {found.parameters:,} parameters, tokenizer: {found.tokenizer}"
         emit(asdict(found), as_json, lambda: text)
         return
@@ -49,18 +56,25 @@ def command(source: Path, run: Path, tokenizer: Path | None, as_json: bool) -> N
                                 allowed="the directory that holds them and config.json",
                                 attempt=f"gradatim import {source.parent} {run}"))  # fmt: skip
     if source.is_dir():
-        tokenizer = tokenizer or (source / "tokenizer.json" if (source / "tokenizer.json").is_file() else None)
         source = source / "model.arpa"
+        tokenizer = tokenizer or _beside(source)
+    elif tokenizer is None and remembered(source.parent) is not None and (tokenizer := _beside(source)):
+        say(f"its words are tokens of {tokenizer}")
     if not source.is_file():
         raise DataError(
             Problem(
                 where=str(source), what="there is no such file", allowed="an ARPA file, or a Hugging Face directory"
             )
         )
-    model = import_arpa(source, run, tokenizer)
+    model = import_arpa(source, run, tokenizer, document)
     sizes = [len(table.word) for table in model.tables]
     emit(
         {"run": str(run), "order": model.order, "ngrams": sizes},
         as_json,
         lambda: f"{run}: {sum(sizes):,} n-grams up to order {model.order}",
     )
+
+
+def _beside(file: Path) -> Path | None:
+    path = file.with_name("tokenizer.json")
+    return path if path.is_file() else None

@@ -25,6 +25,7 @@ import click
 
 from gradatim import __version__
 from gradatim.cli.output import show_problems
+from gradatim.cli.usage import usage_problem
 from gradatim.errors import ConfigError, GradatimError, Interrupted, LaunchError, Problem, Terminated
 from gradatim.streams import lasting_errors
 
@@ -179,6 +180,9 @@ def _show(problems: Sequence[Problem], exit_code: int, as_json: bool, label: str
         sys.stdout.flush()
     except BrokenPipeError:
         _reader_left()
+    except OSError:  # standard output takes no more; standard error may
+        _reader_left()
+        show_problems(problems, exit_code=exit_code, as_json=False, label=label)
     return exit_code
 
 
@@ -187,7 +191,7 @@ def _explain(failure: Exception) -> GradatimError:
     if isinstance(failure, GradatimError):
         return failure
     if isinstance(failure, click.ClickException):
-        return ConfigError(_usage_problem(failure))
+        return ConfigError(usage_problem(failure))
     if isinstance(failure, MemoryError) or type(failure).__name__ == "OutOfMemoryError":  # the latter is torch's
         return LaunchError(
             Problem(
@@ -219,6 +223,7 @@ def _explain(failure: Exception) -> GradatimError:
 _MACHINE: dict[int | None, str] = {
     errno.ENOSPC: "free some space, or write elsewhere",
     errno.EDQUOT: "free some space, or write elsewhere",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f), or write elsewhere",
     errno.EROFS: "write elsewhere: this file system is read-only",
     errno.EACCES: "change the permissions, or name another path",
     errno.EPERM: "change the permissions, or name another path",
@@ -228,21 +233,6 @@ _MACHINE: dict[int | None, str] = {
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
 }
 """What the machine refuses (errno), and what to do about it."""
-
-
-def _usage_problem(failure: click.ClickException) -> Problem:
-    """One of click's own complaints, as a problem of ours."""
-    ctx = failure.ctx if isinstance(failure, click.UsageError) else None
-    path = ctx.command_path if ctx else "gradatim"
-    attempt, allowed = f"{path} --help", ""
-    if isinstance(failure, click.NoSuchOption) and failure.possibilities:
-        attempt = sorted(failure.possibilities)[0]
-    if isinstance(failure, click.MissingParameter) and failure.param and failure.param.name == "recipe":
-        from gradatim.config import recipe_names
-
-        allowed = f"{', '.join(recipe_names())}, or a YAML file"
-    what = failure.format_message().rstrip(".")
-    return Problem(where=path, what=what[:1].lower() + what[1:], allowed=allowed, attempt=attempt)
 
 
 def _defect(failure: Exception) -> GradatimError:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from gradatim.cli.output import Table, Verb, emit, json_option, say
+from gradatim.cli.output import Table, Verb, emit, json_option, say, visible
 
 BAR = 30
 
@@ -32,7 +32,11 @@ def command(run: Path, prompt: str, top: int, checkpoint: str, as_json: bool) ->
     emit(
         [{"text": text, "probability": p} for text, p in found],
         as_json,
-        lambda: Table(
-            ["next", "probability", ""], [[repr(text)[1:-1], p, "█" * max(1, round(p * BAR))] for text, p in found]
-        ),
+        lambda: Table(["next", "probability", ""], [[visible(text), p, bar(p)] for text, p in found]),
     )
+
+
+def bar(share: float) -> str:
+    """As long as the share, to an eighth of a character."""
+    whole, eighths = divmod(round(share * BAR * 8), 8)
+    return "█" * whole + " ▏▎▍▌▋▊▉"[eighths].strip()

@@ -16,6 +16,7 @@ import click
 
 from gradatim.cli.output import Table, Verb, emit, json_option, say
 from gradatim.errors import DataError, Problem
+from gradatim.text.plain import SAMPLE, refuse_noise
 from gradatim.text.words import split_words
 
 Row = tuple[tuple[str, ...], str, int, float]
@@ -39,16 +40,20 @@ def maximum_likelihood(words: Iterable[str], order: int) -> list[Row]:
 @click.option(
     "--order", type=click.IntRange(min=1), default=2, show_default=True, help="Words in a sequence; 2 counts pairs."
 )
-@click.option("--top", type=click.IntRange(min=1), help="Show only this many rows.")
+@click.option(
+    "--top", type=click.IntRange(min=1), help="Only the so many sequences that occur most, most frequent first."
+)
 @json_option
 def command(file: str, order: int, top: int | None, as_json: bool) -> None:
     """Count the word sequences of FILE (- for standard input) and show what follows what."""
     try:
         raw = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
     except OSError as error:
+        attempt = "change its permissions" if isinstance(error, PermissionError) else "check the path"
         raise DataError(
-            Problem(where=file, what=f"the text cannot be read ({error.strerror})", attempt="check the path")
+            Problem(where=file, what=f"the text cannot be read ({error.strerror})", attempt=attempt)
         ) from None
+    refuse_noise(file, raw[:SAMPLE])
     text = raw.decode("utf-8-sig", "replace")
     if "\ufffd" in text:
         say(f"{file}: {text.count(chr(0xFFFD)):,} characters are not valid UTF-8; words end there")
@@ -61,7 +66,8 @@ def command(file: str, order: int, top: int | None, as_json: bool) -> None:
                 attempt="more text, or a smaller --order",
             )
         )
-    rows = rows[:top]
+    if top is not None:
+        rows = sorted(rows, key=lambda row: -row[2])[:top]  # of equal counts that which stands first
     document = {
         "rows": [{"context": list(c), "word": w, "count": n, "probability": p} for c, w, n, p in rows]
     }  # fmt: skip

@@ -316,6 +316,11 @@ def jsonable(value: object) -> Any:
     raise TypeError(f"{type(value).__name__} has no plain JSON form")
 
 
+def visible(text: str) -> str:
+    """The text on one line: line ends and the like as escapes."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
 def say(message: str) -> None:
     """Tell people something on standard error, where it never mixes with an answer."""
     print(message, file=sys.stderr, flush=True)

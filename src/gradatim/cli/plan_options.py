@@ -98,7 +98,14 @@ def read_options(
     gpus = lists["gpus"]
     if machine is not None and options["gpus"] is None:
         gpus = _devices(fixed, machine, problems)
-    batches = lists["global_batch"]
+    batches, own = lists["global_batch"], loaded[1] if loaded is not None else None
+    taken: list[str] = []
+    if options["global_batch"] is None and own is not None and own.batch_tokens is None:
+        batches = [own.global_batch]
+        taken.append(f"--global-batch {own.global_batch}, as {model} has it")
+    elif options["global_batch"] is None:
+        what, attempt = "a shape says nothing of how many sequences a step reads", "--global-batch 1536"
+        problems.append(Problem(where="--global-batch", what=what, attempt=attempt))
     limits = NO_LIMITS
     if machine is not None:
         limits = without_limits(machine.stack) if choices["stack"] else machine.stack
@@ -129,7 +136,7 @@ def read_options(
         tokens=sizes["tokens"],
         critical_batch=sizes["critical_batch"],
         trainer=choices["emit"],
-        notes=_taken_for_granted(cluster, machine, unstated),
+        notes=[*taken, *_taken_for_granted(cluster, machine, unstated)],
     )
 
 

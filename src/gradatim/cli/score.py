@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from gradatim.cli.output import Table, Verb, emit, json_option, say
+from gradatim.cli.output import Table, Verb, emit, json_option, say, visible
 
 
 @click.command(cls=Verb)
@@ -29,6 +29,9 @@ def command(run: Path, sentences: tuple[str, ...], checkpoint: str, as_json: boo
         as_json,
         lambda: Table(
             ["sentence", "log-probability", "tokens", "perplexity", "unknown"],
-            [[score.text, score.log_probability, score.tokens, score.perplexity, score.unknown] for score in scores],
+            [
+                [visible(score.text), score.log_probability, score.tokens, score.perplexity, score.unknown]
+                for score in scores
+            ],
         ),
     )

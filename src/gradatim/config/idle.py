@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from gradatim.config.derived import world_size
+from gradatim.config.derived import microbatch_count, world_size
 from gradatim.config.describe import scalar_text
 from gradatim.config.settings import BertConfig, GptConfig, LayoutConfig, NgramConfig, OptimizerConfig, RunConfig
 from gradatim.config.tuned import OF_ROWS
@@ -28,6 +28,21 @@ def idle(config: RunConfig) -> list[str]:
         if value != getattr(type(section)(), name):
             found.append(f"{path} {scalar_text(value)} has no effect: {why}")
     return found
+
+
+def waiting(config: RunConfig) -> list[str]:
+    """A line where a pipeline has fewer microbatches than stages, so that some wait at any time."""
+    layout, stages = config.layout, config.layout.pp
+    if stages == 1 or config.batch_tokens is not None:
+        return []
+    m = microbatch_count(config)
+    if m >= stages:
+        return []
+    sequences = config.global_batch // layout.dp
+    most = max((b for b in range(1, sequences + 1) if sequences % b == 0 and sequences // b >= stages), default=1)
+    found = f"layout.pp {stages} with {m} microbatch{'' if m == 1 else 'es'} a step: of {stages} stages at most {m} "
+    found += f"{'works' if m == 1 else 'work'} at a time"
+    return [f"{found}; --layout.microbatch {most} makes {sequences // most}" if sequences // most > m else found]
 
 
 def _layout(config: RunConfig) -> Iterator[Field]:

@@ -20,7 +20,7 @@ import yaml
 from gradatim.config import rules
 from gradatim.config.decode import Decoder, nearest
 from gradatim.config.describe import hints, scalar_text, variants
-from gradatim.config.idle import idle
+from gradatim.config.idle import idle, waiting
 from gradatim.config.origin import SOURCE_TOKENIZER, TOKENIZER
 from gradatim.config.settings import RunConfig
 from gradatim.config.tree import LARGEST, Entry, merge, read_tree
@@ -46,8 +46,8 @@ class Loaded:
 
     @property
     def idle(self) -> tuple[str, ...]:
-        """Settings that have no effect beside the others."""
-        return () if self.problems or self.auto is not None else tuple(idle(self.config))
+        """Settings that have no effect beside the others, or leave most ranks with nothing to do."""
+        return () if self.problems or self.auto is not None else (*idle(self.config), *waiting(self.config))
 
 
 def load_config(
@@ -339,14 +339,17 @@ _TEXTS = {f"{split}{side}" for split in ("train", "valid", "test") for side in (
 
 
 def _shorten(tree: Entry, overrides: Mapping[str, str]) -> tuple[Entry, list[str]]:
-    """Let a trial run be short: ``--steps 20`` takes a recipe's longer warm-up and final fall along."""
+    """Let a trial run be short: ``--steps 20`` takes a recipe's final fall along where it is longer, and a warm-up that
+    would be half of it or more.
+    """
     notes: list[str] = []
     steps = overrides.get("steps", "")
     for name in ("warmup", "decay_steps"):
         entry = tree.at("optimizer", name)
         if f"optimizer.{name}" in overrides or entry is None or not _is_number(steps):
             continue
-        if isinstance(entry.value, str) and _is_number(entry.value) and int(entry.value) > int(steps):
+        most = int(steps) // 2 if name == "warmup" else int(steps)
+        if isinstance(entry.value, str) and _is_number(entry.value) and int(entry.value) > most:
             tenth = str(max(int(steps) // 10, 1 if name == "decay_steps" else 0))
             notes.append(f"--steps {steps} shortens the recipe's optimizer.{name} from {entry.value} to {tenth}")
             tree = merge(tree, {f"optimizer.{name}": tenth}, [])

@@ -268,7 +268,7 @@ class LayoutConfig:
     sequence_parallel: bool = False
     """Split norms and dropout along the sequence over tp."""
     zero: Literal[0, 1, 2, 3] = 0
-    """How much optimizer state, gradient and weight is sharded over dp."""
+    """What is sharded over dp: 1, optimizer state; 2 (gradients) and 3 (weights) are for the planner alone."""
     recompute: Literal["none", "selective", "full"] = "none"
     """What the backward pass computes again instead of storing."""
     split: Literal["uniform", "by-cost"] | tuple[int, ...] = "uniform"

@@ -25,6 +25,7 @@ import numpy as np
 
 from gradatim.config.settings import DataConfig, NgramConfig, RunConfig, TokenizerConfig
 from gradatim.errors import DataError, LaunchError, Problem
+from gradatim.interop.beside import remembered
 from gradatim.models.ngram.model import NgramModel, make_table
 from gradatim.text.tokenizer import Tokenizer, load_tokenizer
 from gradatim.text.vocabulary import train_tokenizer
@@ -286,8 +287,13 @@ Who estimated it, how and from which text is not known: data.train is empty, mod
 that it backs off, and all that concerns training is at its default."""
 
 
-def import_arpa(path: Path, directory: Path, tokenizer_path: Path | None = None) -> NgramModel:
+def import_arpa(
+    path: Path, directory: Path, tokenizer_path: Path | None = None, document: str | None = None
+) -> NgramModel:
     """Make a run directory of an ARPA file; its words are those of text unless a tokenizer is given.
+
+    ``document``: what ends with the end of a sentence, as ``data.document``; None: what the file beside it remembers,
+    or a line, as elsewhere.
 
     Raises:
         ConfigError: there is a run in the directory already.
@@ -313,7 +319,9 @@ def import_arpa(path: Path, directory: Path, tokenizer_path: Path | None = None)
         tokenizer = train_tokenizer(told, [" ".join(words)])
         ids = {word: i for word, i in tokenizer.engine.get_vocab(with_added_tokens=False).items() if word in known}
     model = read_arpa(path, ids, tokenizer.vocab_size, tokenizer.boundary, tokenizer.unknown)
-    config = RunConfig(model=model.config, data=DataConfig(train=(), document="line", tokenizer=told))
+    document = document or remembered(path.parent) or "line"
+    data = DataConfig(train=(), document=document, tokenizer=told)  # type: ignore[arg-type]
+    config = RunConfig(model=model.config, data=data)
     run = Run.create(directory, config, tokenizer, remark=_REMARK.format(str(path)))
     manifest = Manifest(step=1, tokens=0, samples=0, config_hash=training_hash(config), data_fingerprint="",
                         tokenizer_fingerprint=tokenizer.fingerprint)  # fmt: skip

@@ -192,6 +192,7 @@ def launch(function: str, arguments: dict[str, Any], layout: LayoutConfig, logs:
         folder = Path(name)
         job = {
             "function": function, "arguments": arguments, "layout": _layout_fields(layout), "launcher": os.getpid(),
+            "command": sys.argv,
         }  # fmt: skip
         (folder / "job").write_text(json.dumps(job), encoding="utf-8")
         exits, received = _Agent(folder, world_size(layout)).run()

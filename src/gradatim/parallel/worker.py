@@ -27,6 +27,7 @@ def main(folder: Path) -> int:
     if os.getppid() != job["launcher"]:  # it is gone already, and nobody would end this process
         return 5
     before_torch(place)
+    sys.argv = job["command"]  # what a run is to remember, and not how its workers were started
 
     from gradatim.config.settings import LayoutConfig
     from gradatim.errors import Interrupted

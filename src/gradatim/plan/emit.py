@@ -144,6 +144,7 @@ def _megatron(
     lines.append(["--bf16"])
     remarks = [
         f"Megatron-LM: {_axes(layout)}. Add data, tokenizer, learning rate and --train-iters.",
+        *_where(layout, cluster),
         _as_of("megatron"),
         "--vocab-size is read with --tokenizer-type NullTokenizer; another tokenizer brings its own size.",
     ]
@@ -197,6 +198,7 @@ def _torchtitan(
     assert layout.microbatch
     remarks = [
         f"torchtitan: {_axes(layout)}. Data, learning rate and --training.steps are the configuration's.",
+        *_where(layout, cluster),
         _as_of("torchtitan"),
     ]
     key = (model.layers, model.width, model.heads, model.kv_heads, model.feed_forward, model.vocabulary)
@@ -300,6 +302,7 @@ def _deepspeed(
     lines.append(["--deepspeed", "--deepspeed_config", "ds_config.json", "--zero-stage", str(layout.zero)])
     remarks = [
         f"Megatron-DeepSpeed: {_axes(layout)}. Add data, tokenizer, learning rate and --train-iters.",
+        *_where(layout, cluster),
         _as_of("deepspeed"),
     ]
     if len(set(model.layer_counts(layout))) > 1:
@@ -359,9 +362,22 @@ def _as_of(trainer: str) -> str:
 
 def _torchrun(layout: LayoutConfig, cluster: Cluster | None) -> list[str]:
     """The launcher; a node has eight devices where no cluster says otherwise."""
+    nodes, each = _nodes(layout, cluster)
+    meet = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "HOST:29500"] if nodes > 1 else []
+    return ["torchrun", "--nnodes", str(nodes), "--nproc-per-node", str(each), *meet]
+
+
+def _nodes(layout: LayoutConfig, cluster: Cluster | None) -> tuple[int, int]:
+    """How many nodes, and processes on each."""
     world = layout.tp * layout.pp * layout.dp
     each = math.gcd(world, cluster.node.devices if cluster else 8)
-    return ["torchrun", "--nnodes", str(world // each), "--nproc-per-node", str(each)]
+    return world // each, each
+
+
+def _where(layout: LayoutConfig, cluster: Cluster | None) -> list[str]:
+    """A remark on where it is to be started, if that is not plain."""
+    nodes, _ = _nodes(layout, cluster)
+    return [f"To be run on each of {nodes} nodes, with the address of one of them for HOST."] if nodes > 1 else []
 
 
 def _sizes(layout: LayoutConfig) -> Flags:

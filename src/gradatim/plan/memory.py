@@ -18,7 +18,7 @@ from gradatim.config.settings import LayoutConfig
 from gradatim.plan import ends
 from gradatim.plan.architecture import Architecture, EncoderDecoder
 from gradatim.plan.cluster import Stack
-from gradatim.plan.tensors import LOW, Case, Part, block_part, cross_part
+from gradatim.plan.tensors import FULL, LOW, Case, Part, block_part, cross_part
 from gradatim.schedules import build_schedule
 from gradatim.schedules.actions import peak_in_flight
 
@@ -116,11 +116,13 @@ def model_parts(
         return _two_sides(model, stack, sequences, tp, recompute)
     if stack.layers == "gradatim":
         case = _case(model, stack, sequences, tp, sequence_parallel, recompute, waits)
-        return Parts(
+        parts = Parts(
             block_part(case), ends.embedding_part(case), ends.head_part(case),
             ends.table_gradient(case) if model.tied else 0.0, ends.stream_bytes(case),
             ends.ID_BYTES * model.context, ends.rotation_bytes(model),
         )  # fmt: skip
+        wider = stack.element_bytes / FULL  # all that has four bytes in fp32 has eight in fp64
+        return parts if wider <= 1 else from_columns([wider * bytes_ for bytes_ in parts.columns()])
     options: dict[str, Any] = {"sequences": sequences, "tp": tp, "sequence_parallel": sequence_parallel}
     kept, working = block_activations(model, stack, **options, recompute=recompute)
     head_kept, head_working = head_activations(model, stack, **options)

@@ -14,6 +14,8 @@ from gradatim.plan.cluster import Cluster, cluster_names, load_cluster
 from gradatim.plan.memory import stage_memory
 from gradatim.plan.words import GIB
 
+BYTES = {"bf16": 2, "fp32": 4, "fp64": 8}
+"""Of a number that products read and give, by the run's precision."""
 OURS = "gradatim-h100"
 """A packaged cluster whose stack is our own trainer on GPUs."""
 
@@ -25,7 +27,10 @@ def with_our_stack(cluster: Cluster, precision: str) -> Cluster:
         stack = replace(stack, layers="gradatim", fused_dropout=False)
     elif stack.layers != "gradatim":
         stack = load_cluster(OURS).stack
-    return replace(cluster, stack=replace(stack, element_bytes=2 if precision == "bf16" else 4))
+    stack = replace(stack, element_bytes=BYTES[precision])
+    if precision == "fp64":  # weights and what is learned of them, too; elsewhere they are fp32
+        stack = replace(stack, weight_bytes=8, gradient_bytes=8, reduced_bytes=8, state_bytes=16)
+    return replace(cluster, stack=stack)
 
 
 def our_twins(cluster: Cluster) -> list[str]:

@@ -35,7 +35,9 @@ def run_report(directory: Path) -> str:
             page.section(
                 "Loss",
                 page.figure(
-                    drawing, "Training loss of each step's batch; validation loss of the whole validation text."
+                    drawing,
+                    "Training loss of each step's batch, under dropout and smoothed labels where the recipe has them; "
+                    "validation loss of the whole validation text, without either.",
                 ),
             )
         )

@@ -25,22 +25,22 @@ from typing import IO, Any
 from gradatim.config.settings import DataConfig
 from gradatim.errors import DataError, LaunchError, Problem
 from gradatim.text import embedded
+from gradatim.text.plain import SAMPLE, refuse_noise
 from gradatim.text.tokenfile import is_token_file
 
 NAMED = {"small-english": "gradatim.text.grammar"}
 """Corpora made by a module's ``corpus() -> {split: [text, …]}``."""
-SAMPLE = 1 << 16
-"""Bytes of a file by which it is judged to be text or not."""
-ODD_SHARE = 0.25
-"""Largest share of NUL and invalid characters in a text: a page of French in Latin-1 has up to 16 %, archives and token
-ids have 40 % and more."""
 UNSEEN = "\ufeff\u200b\u200c\u200d\u2060"
 """Characters besides white space that nobody sees."""
-NO_TEXT = "this file is not text in UTF-8"
-ODD_LEAST = 32
-"""Fewer than this many are no sign of anything."""
 INVALID = "invalid bytes replaced"
 """What is counted where bytes are not UTF-8."""
+EMPTY = "empty documents"
+"""What is counted where a document has no text."""
+HINTS = {
+    INVALID: "\n    try: iconv -f LATIN1 -t UTF-8, if the text is in another encoding",
+    EMPTY: ", left out, and not among the bytes that are judged",
+}
+"""What follows such a count."""
 
 
 @dataclass(slots=True)
@@ -56,7 +56,7 @@ class Tally:
     def tell(self, say: Callable[[str], None], where: str = "") -> None:
         """Say how often each thing was mended, in the text called ``where``."""
         for what, count in self.dropped.items():
-            hint = "\n    try: iconv -f LATIN1 -t UTF-8, if the text is in another encoding" if what == INVALID else ""
+            hint = HINTS.get(what, "")
             say(f"{where and where + ': '}{what}: {count:,}{hint if count else ''}")
 
 
@@ -139,7 +139,7 @@ def read_documents(
                 tally.bytes += size
                 yield text
             else:
-                tally.dropped["empty documents"] += 1
+                tally.dropped[EMPTY] += 1
 
 
 def _source(name: str, split: str, config: DataConfig, tally: Tally, where: str) -> Iterator[tuple[str, int]]:
@@ -198,20 +198,7 @@ def refuse_binary(path: Path, file: IO[bytes]) -> None:
         raise _tokens(str(path), path.parent)
     sample = file.read(SAMPLE)
     file.seek(0)
-    if sample.startswith((b"\xff\xfe", b"\xfe\xff")):  # its byte-order marks, which never begin UTF-8
-        attempt = f"iconv -f UTF-16 -t UTF-8 {path} > NEW"
-        raise DataError(Problem(where=str(path), what=NO_TEXT, got="UTF-16 by its first bytes", attempt=attempt))
-    text = sample.decode("utf-8", "replace")
-    odd = text.count("\ufffd") - sample.count("\ufffd".encode()) + text.count("\0")
-    if odd >= ODD_LEAST and odd > ODD_SHARE * len(text):
-        raise DataError(
-            Problem(
-                where=str(path),
-                what=NO_TEXT,
-                got=f"{odd:,} NUL and invalid characters among the first {len(text):,}",
-                attempt="name a text file; text in another encoding: iconv -f ENCODING -t UTF-8",
-            )
-        )
+    refuse_noise(str(path), sample)
 
 
 def _cut(lines: Iterable[str], document: str) -> Iterator[tuple[str, int]]:

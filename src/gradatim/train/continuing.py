@@ -74,7 +74,7 @@ def refuse_changes(before: RunConfig, now: RunConfig, where: Path) -> None:
             what="the run was started with another setting",
             got=scalar_text(new.get(name)),
             allowed=scalar_text(old.get(name)),
-            attempt="start another run, or leave this setting as it was",
+            attempt=f"start another run, or go on as it began: gradatim train {where} --run {where.parent} --resume",
         )
         for name in names
         if old.get(name) != new.get(name)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from gradatim.config.settings import RunConfig
-from gradatim.errors import CheckpointError, DataError
 from gradatim.text.prepare_pairs import tell_unknown
 from gradatim.text.prepare_task import AnyPrepared, PreparedTask, prepare_run
 from gradatim.train.continuing import refuse_changes, refuse_fewer_steps
@@ -67,8 +66,8 @@ def opened(
             keep_vectors(run, config, prepared, say)
         try:
             yield run, prepared
-        except (DataError, CheckpointError):
-            # Refused before the first step: no run may stand in the way of the mended command.
-            if fresh and not list_checkpoints(run.checkpoints):
-                (directory / "config.yaml").unlink()
+        except BaseException:
+            # Refused or stopped before the first step: no run may stand in the way of the same command, or the mended.
+            if fresh and not list_checkpoints(run.checkpoints) and not run.has_steps:
+                (directory / "config.yaml").unlink(missing_ok=True)
             raise

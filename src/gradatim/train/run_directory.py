@@ -64,6 +64,11 @@ class Run:
         """One JSON object a step."""
         return self.directory / "metrics.jsonl"
 
+    @property
+    def has_steps(self) -> bool:
+        """Whether any step is on record."""
+        return self.metrics.is_file() and self.metrics.stat().st_size > 0
+
     @cached_property
     def config(self) -> RunConfig:
         """The settings the run was started with.

@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import tokenizers
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from gradatim.config.settings import BertConfig, DataConfig, RunConfig, TokenizerConfig
 from gradatim.errors import DataError, Problem
+from gradatim.interop.beside import remembered
 from gradatim.interop.huggingface.directory import HuggingFaceDirectory, in_parts, open_directory
 from gradatim.models import new_model
 from gradatim.models.layers.init import draw
@@ -45,8 +45,12 @@ class Imported:
     """Its kind, or that there was none."""
 
 
-def import_directory(source: Path, directory: Path, say: Callable[[str], None] = lambda _: None) -> Imported:
+def import_directory(
+    source: Path, directory: Path, say: Callable[[str], None] = lambda _: None, document: str | None = None
+) -> Imported:
     """Make a run of a Hugging Face directory.
+
+    ``document``: as ``data.document``; None: what the directory remembers, or a file, of a BERT what blank lines end.
 
     Raises:
         ConfigError: there is a run in the directory already.
@@ -78,8 +82,9 @@ def import_directory(source: Path, directory: Path, say: Callable[[str], None] =
         kind="wordpiece" if isinstance(found.config, BertConfig) else "bpe",
         path=None if stand_in else str(found.path / "tokenizer.json"),
     )
-    document: Literal["blank-line", "file"] = "blank-line" if isinstance(found.config, BertConfig) else "file"
-    data = DataConfig(train=(), tokenizer=kind, document=document)
+    usual = "blank-line" if isinstance(found.config, BertConfig) else "file"
+    document = document or remembered(source) or usual
+    data = DataConfig(train=(), tokenizer=kind, document=document)  # type: ignore[arg-type]
     config = RunConfig(model=found.config, context=found.context, data=data)
     run = Run.create(directory, config, tokenizer)
     manifest = Manifest(step=0, tokens=0, samples=0, config_hash=training_hash(config), data_fingerprint="",

@@ -173,7 +173,7 @@ def architecture_of(config: ModelConfig, where: str) -> Architecture:
                 what=f"a model of this setting is neither GPT-2 nor Llama, of which {near} is nearer",
                 got=str(getattr(config, name)),
                 allowed=str(wanted[name]),
-                attempt="train a model of that shape",
+                attempt=f"train one with --model.{name} {str(wanted[name]).lower()}",
             )
             for name in against[near]
         )
