@@ -40,7 +40,7 @@ from gradatim.text.tokenfile import DESCRIBED, TokenFile
 from gradatim.text.tokenizer import Ids, Tokenizer, load_tokenizer
 from gradatim.text.vocabulary import train_tokenizer
 
-FORMAT = 6  # part of the fingerprint: raise it when preparing changes its result
+FORMAT = 5  # part of the fingerprint: raise it when preparing changes its result
 ENCODE_TOGETHER = 1024
 
 
@@ -149,9 +149,13 @@ def open_prepared(folder: Path) -> Prepared:
 def _fingerprint(config: DataConfig) -> str:
     facts = asdict(config)
     del facts["cache"], facts["packing"]
-    state = hashlib.sha256(json.dumps([FORMAT, facts]).encode())
+    if config.tokenizer.source_path is None:  # text prepared before there was this setting is found, and its runs go on
+        del facts["tokenizer"]["source_path"]
     sources = [name for split in ("train", "valid", "test") for end in ("", "_source", "_target")
                for name in getattr(config, split + end)]  # fmt: skip
+    if is_pairs(config) and any(name.endswith(".tsv") for name in sources):
+        facts["names in the first line"] = True  # which was a pair before
+    state = hashlib.sha256(json.dumps([FORMAT, facts]).encode())
     for name in dict.fromkeys(sources):
         if name in embedded.CORPORA:
             state.update(embedded.digest(embedded.corpus(name, Path(config.cache))).encode())
