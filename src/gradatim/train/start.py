@@ -190,7 +190,7 @@ def _other_tokenizer(weights: Weights, tokenizer: Tokenizer, source_tokenizer: T
     theirs, ours = weights.fingerprint, tokenizer.fingerprint
     their_source, our_source = weights.source_fingerprint, source_tokenizer.fingerprint if source_tokenizer else None
     attempt = f"--data.tokenizer.path {weights.tokenizer}"
-    if our_source is not None and (sources := weights.tokenizer.with_name(SOURCE_TOKENIZER)).is_file():
+    if our_source is not None and (sources := weights.tokenizer.parent / SOURCE_TOKENIZER).is_file():
         attempt += f" --data.tokenizer.source_path {sources} --data.joint false"
     elif our_source is not None and our_source != ours:
         attempt += " --data.joint true"
