@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1] / "config"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
 from bad_input import CHARS, GPT, LINES, NEURAL, Refused, Run
 from example_recipes import recipes

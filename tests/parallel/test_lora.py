@@ -10,7 +10,7 @@ import pytest
 import work_lora
 from pool import Pool
 from test_layouts import TOLERANCE, same_outcomes, same_tensors
-from test_tuning import MODELS
+from work_tuning import MODELS
 
 from gradatim.shapes.lora import is_adapter
 

@@ -13,18 +13,12 @@ import torch
 import work_tuning
 from pool import Pool
 from test_layouts import TOLERANCE, same_outcomes, same_tensors
+from work_tuning import MODELS
 
 from gradatim.parallel.engine import LayoutEngine
 from gradatim.parallel.mesh import single
 from gradatim.train.engine import Engine, SerialEngine
 
-SHAPE = {"d_model": 16, "n_layers": 2, "n_heads": 4, "vocab_multiple": 4, "dropout": 0.0}
-MODELS: dict[str, dict[str, Any]] = {
-    "gpt": SHAPE,
-    "llama": {**SHAPE, "n_kv_heads": 2, "d_ff": 24, "positions": "rotary", "norm": "rms", "activation": "swiglu",
-              "bias": False, "tied": False},
-    "bert": {**SHAPE, "kind": "bert"},
-}  # fmt: skip
 TASKS: dict[str, dict[str, Any]] = {
     "classify": {"kind": "classify", "text_b": "b"},
     "classify lm": {"kind": "classify", "text_b": "b", "lm_weight": 0.5},

@@ -22,6 +22,15 @@ from gradatim.train.engine import Engine, SerialEngine
 from gradatim.train.manifest import Manifest
 from gradatim.train.state import Counters
 
+SHAPE = {"d_model": 16, "n_layers": 2, "n_heads": 4, "vocab_multiple": 4, "dropout": 0.0}
+MODELS: dict[str, dict[str, Any]] = {
+    "gpt": SHAPE,
+    "llama": {**SHAPE, "n_kv_heads": 2, "d_ff": 24, "positions": "rotary", "norm": "rms", "activation": "swiglu",
+              "bias": False, "tied": False},
+    "bert": {**SHAPE, "kind": "bert"},
+}  # fmt: skip
+"""Models to be tuned, by name."""
+
 VOCABULARY, CONTEXT, LABELS = 27, 16, ("a", "b", "c")
 
 

@@ -187,6 +187,8 @@ def _other_settings(weights: Weights, config: ModelConfig) -> Iterator[Problem]:
 
 
 def _other_tokenizer(weights: Weights, tokenizer: Tokenizer, source_tokenizer: Tokenizer | None) -> Iterator[Problem]:
+    if weights.fingerprint is None and weights.source_fingerprint is None:
+        return
     theirs, ours = weights.fingerprint, tokenizer.fingerprint
     their_source, our_source = weights.source_fingerprint, source_tokenizer.fingerprint if source_tokenizer else None
     attempt = f"--data.tokenizer.path {weights.tokenizer}"
