@@ -97,8 +97,9 @@ def command(
         from gradatim.cli.evaluate_ladder import judge_rungs, shown
 
         document = judge_rungs(
-            runs, partial(find_run, checkpoint=checkpoint), partial(_rung, checkpoint, text, stride, average)
-        )
+            runs, partial(find_run, checkpoint=checkpoint), partial(_rung, checkpoint, text, stride, average),
+            one_text=text is not None,
+        )  # fmt: skip
         emit(document, as_json, lambda: shown(document))
         return
     if opened.config.task.kind != "none":

@@ -22,8 +22,10 @@ def plain(run: Run) -> bool:
     return config.task.kind == "none" and config.model.kind != "bert" and not is_pairs(config.data)
 
 
-def judge_rungs(paths: tuple[Path, ...], find: Callable[[Path], Run], judge: Callable[[Run], Evaluation]) -> Any:
-    """Figures of several language models, in the order given.
+def judge_rungs(
+    paths: tuple[Path, ...], find: Callable[[Path], Run], judge: Callable[[Run], Evaluation], one_text: bool
+) -> Any:
+    """Figures of several language models, in the order given; ``one_text``: each on the same file.
 
     Raises:
         ConfigError: one of them is no language model.
@@ -44,8 +46,9 @@ def judge_rungs(paths: tuple[Path, ...], find: Callable[[Path], Run], judge: Cal
     same_tokens = len({run.tokenizer.fingerprint for run in runs}) == 1
     if not same_bytes:
         documents = ", ".join(f"{path} {run.config.data.document}" for path, run in zip(paths, runs, strict=True))
-        say("not of the same bytes, so bits per byte do not compare: --text FILE judges all on one text, and "
-            f"data.document should be one (it is: {documents})")  # fmt: skip
+        attempt = "" if one_text else "--text FILE judges all on one text, and "
+        say("not of the same bytes, so bits per byte do not compare: "
+            f"{attempt}data.document should be one (it is: {documents})")  # fmt: skip
     if not same_tokens:
         say("not of the same tokens: perplexities and nats per token do not compare, bits per byte do")
     return {"runs": found, "same_bytes": same_bytes, "same_tokens": same_tokens}
