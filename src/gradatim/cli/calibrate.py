@@ -51,7 +51,7 @@ def command(nproc: str | None, out: Path, as_json: bool) -> None:
             ["processes", processes],
             ["threads of each", answer["threads"]],
             ["matrix products, GFLOP/s each", round(cluster.device.matmul / 1e9, 1)],
-            ["a process alone takes, of beside the others", round(measured.alone, 3)],
+            ["time of a process alone, as a share of its time when all work", round(measured.alone, 3)],
             *([f"{name}, GB/s", round(size / took / 1e9, 2)] for name, (size, took) in large.items()),
             ["seconds of measuring", round(seconds, 1)],
         ]
