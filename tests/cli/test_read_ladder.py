@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ from bad_input import NEURAL as LINE_NEURAL
 from bad_input import Run
 
 from gradatim.config import load_config
+from gradatim.errors import Terminated
 from gradatim.text.sources import EMPTY, HINTS
 
 LINES = ["the more i read", "the more i learn", "and i like it more than anything else", ""] * 20
@@ -84,36 +82,23 @@ def test_other_settings_on_resume_lead_to_those_of_the_run(run: Run, text: list[
     assert run("train", "r/config.yaml", "--run", "r", "--resume")[0] == 0
 
 
-def test_stopped_before_its_first_step_a_run_may_be_started_again(run: Run, text: list[str]) -> None:
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, Terminated])
+def test_stopped_before_its_first_step_a_run_may_be_started_again(
+    run: Run, text: list[str], stop: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With the same command, as the message says."""
-    command = [
-        sys.executable,
-        "-m",
-        "gradatim",
-        "train",
-        "lstm",
-        "--run",
-        "r",
-        "--data.tokenizer.kind",
-        "char",
-        *text,
-        "--global_batch",
-        "8192",
-        "--context",
-        "64",
-        "--model.d_model",
-        "64",
-    ]  # fmt: skip - a slow first step
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
-        while process.poll() is None and not Path("r/config.yaml").is_file():
-            time.sleep(0.01)
-        process.send_signal(signal.SIGTERM)
-        _, told = process.communicate(timeout=120)
-    if process.returncode == 10:
-        pytest.skip("the first step was done before the signal came")
-    assert process.returncode == 143 and b"the same command again" in told
-    assert not Path("r/config.yaml").exists()
+    command = ["train", "lstm", "--run", "r", *NEURAL, *text]
+
+    def stopped(*_: object) -> None:
+        assert Path("r/config.yaml").is_file()
+        raise stop
+
+    with monkeypatch.context() as patched:
+        patched.setattr("gradatim.train.engine.SerialEngine.step", stopped)
+        code, answer, _ = run(*command)
+    assert code in (130, 143) and problems(answer)[0]["try"] == "the same command again"
+    assert run(*command)[0] == 0
+    assert run(*command)[0] == 2, "and once it has made steps it is there to stay"
 
 
 def test_sequences_that_occur_most(run: Run, text: list[str]) -> None:

@@ -2,7 +2,7 @@
 a BERT, its blanks and pairs; of a model that was tuned for a task, how many answers are right.
 
 ``evaluate RUN OTHER…`` judges several language models, a row each; of translators, all on the same sentences, it says
-which differences from the first one chance would not make (``--compare`` says the same, as it had to be said once).
+which differences from the first one chance would not make.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _NOT_ASKED: dict[str, Any] = dict.fromkeys(
 @click.option(
     "--length-penalty", type=float, default=1.0, show_default=True, help="Beams compare log-probability / length^this."
 )
-@click.option("--compare", is_flag=True, help="Several runs: what happens without it, too.")
+@click.option("--compare", is_flag=True, help="Refuse a single run; several are compared with or without it.")
 @click.option("--checkpoint", default="best", show_default=True, help="best, last, or a step.")
 @click.option("--average", type=click.IntRange(min=1), default=1, show_default=True, help="Mean of the newest so many.")
 @json_option

@@ -69,5 +69,6 @@ def opened(
         except BaseException:
             # Refused or stopped before the first step: no run may stand in the way of the same command, or the mended.
             if fresh and not list_checkpoints(run.checkpoints) and not run.has_steps:
+                run.metrics.unlink(missing_ok=True)  # empty, and no file of a directory without a run
                 (directory / "config.yaml").unlink(missing_ok=True)
             raise

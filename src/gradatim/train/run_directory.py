@@ -205,7 +205,7 @@ class Run:
             return directory.exists()
         # Creating a run may have been interrupted.
         ours = {"lock", "checkpoints", "logs", "env.json", "tokenizer.json", SOURCE_TOKENIZER, LANGUAGES, LABELS, BASE}
-        ours |= {WORD_VECTORS, WORD_VECTORS + DRAFT, "config.yaml" + DRAFT}
+        ours |= {WORD_VECTORS, WORD_VECTORS + DRAFT, "config.yaml" + DRAFT, "tensorboard", "wandb"}
         return not self.exists and any(inner.name not in ours for inner in directory.iterdir())
 
     @property
