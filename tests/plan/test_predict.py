@@ -9,9 +9,9 @@ import pytest
 from gradatim.config.settings import LayoutConfig
 from gradatim.plan.architecture import Architecture, load_model
 from gradatim.plan.cluster import Cluster, load_cluster
-from gradatim.plan.communication import collective_seconds, transfer_seconds
+from gradatim.plan.communication import Messages, collective_seconds, transfer_seconds
 from gradatim.plan.physics import FITTED
-from gradatim.plan.predict import Messages, exposed, held_parameters, pipeline_times, predict, sharded_seconds
+from gradatim.plan.predict import exposed, held_parameters, pipeline_times, predict, sharded_seconds
 from gradatim.shapes import parameter_count
 
 TABLE_5 = [

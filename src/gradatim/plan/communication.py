@@ -7,6 +7,7 @@ for an all-reduce (Patarasuk and Yuan 2009). Rings that leave a node share its n
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from gradatim.plan import measured
 from gradatim.plan.cluster import Cluster
@@ -15,15 +16,41 @@ from gradatim.plan.physics import Physics
 PASSES = {"all-reduce": 2, "all-gather": 1, "reduce-scatter": 1}
 
 
+@dataclass(frozen=True, slots=True)
+class Messages:
+    """Seconds of collectives."""
+
+    moving: float = 0.0
+    """In which bytes move,"""
+    hops: float = 0.0
+    """and from rank to rank until the first byte is there."""
+
+    @property
+    def total(self) -> float:
+        """Both."""
+        return self.moving + self.hops
+
+    def __add__(self, other: Messages) -> Messages:
+        return Messages(self.moving + other.moving, self.hops + other.hops)
+
+    def __mul__(self, times: int) -> Messages:
+        return Messages(self.moving * times, self.hops * times)
+
+
 def collective_seconds(
     physics: Physics, cluster: Cluster, kind: str, size: float, ranks: int, *, stride: int = 1
 ) -> float:
-    """Seconds of a collective over ``size`` bytes among ``ranks`` devices, ``stride`` apart in the order of devices.
+    """Seconds of a collective, as ``collective`` has them by cause."""
+    return collective(physics, cluster, kind, size, ranks, stride=stride).total
+
+
+def collective(physics: Physics, cluster: Cluster, kind: str, size: float, ranks: int, *, stride: int = 1) -> Messages:
+    """A collective over ``size`` bytes among ``ranks`` devices, ``stride`` apart in the order of devices.
 
     All groups of that stride communicate at once, as they do in training.
     """
     if ranks < 2:
-        return 0.0
+        return Messages()
     node = cluster.node
     inside = max(1, min(ranks, node.devices // stride)) if stride < node.devices else 1
     nodes = -(-ranks // inside)
@@ -37,7 +64,7 @@ def collective_seconds(
     if kind == "all-reduce":  # a tree of nodes is sooner for small sums (Sanders et al. 2009; NCCL 2.4)
         depth = math.ceil(math.log2(nodes))
         latency = min(latency, steps * ((inside - 1) * node.latency + depth * node.network_latency))
-    return physics.kernel + latency + moved / bandwidth
+    return Messages(moved / bandwidth, physics.kernel + latency)
 
 
 def transfer_seconds(

@@ -16,7 +16,7 @@ from gradatim.config.settings import LayoutConfig
 from gradatim.plan import measured
 from gradatim.plan.architecture import Architecture, EncoderDecoder
 from gradatim.plan.cluster import Cluster
-from gradatim.plan.communication import collective_seconds, transfer_seconds
+from gradatim.plan.communication import Messages, collective, collective_seconds, transfer_seconds
 from gradatim.plan.physics import FITTED, Physics, product_seconds, traffic_seconds
 from gradatim.plan.recurrence import step_seconds
 from gradatim.plan.times import Seconds, Times
@@ -231,7 +231,7 @@ def sharded_seconds(
             each = held * size / many
             if cluster.calibrated:
                 return Messages(many * measured.message_seconds(cluster, kind.replace("-", "_"), each, layout.dp), 0.0)
-            return messages(physics, cluster, kind, each, layout.dp, many=many, stride=layout.tp)
+            return collective(physics, cluster, kind, each, layout.dp, stride=layout.tp) * many
 
         gather = seconds("all-gather", stack.weight_bytes) if layout.zero == 3 else Messages()
         scatter = seconds("reduce-scatter", stack.reduced_bytes)
@@ -244,32 +244,6 @@ def sharded_seconds(
             forward, backward = passes[rank].forward.total, passes[rank].backward.total
             found.append(exposed(gather, forward) + exposed(gather + scatter, backward))
     return max(found)
-
-
-@dataclass(frozen=True, slots=True)
-class Messages:
-    """Seconds of collectives."""
-
-    moving: float = 0.0
-    """In which bytes move,"""
-    hops: float = 0.0
-    """and from rank to rank until the first byte is there."""
-
-    @property
-    def total(self) -> float:
-        """Both."""
-        return self.moving + self.hops
-
-    def __add__(self, other: Messages) -> Messages:
-        return Messages(self.moving + other.moving, self.hops + other.hops)
-
-
-def messages(
-    physics: Physics, cluster: Cluster, kind: str, size: float, ranks: int, *, many: int = 1, stride: int = 1
-) -> Messages:
-    """``many`` collectives, one after the other, over ``size`` bytes each."""
-    hops = many * collective_seconds(physics, cluster, kind, 0.0, ranks, stride=stride)
-    return Messages(many * collective_seconds(physics, cluster, kind, size, ranks, stride=stride) - hops, hops)
 
 
 def exposed(communication: Messages, computation: float) -> float:
@@ -302,11 +276,11 @@ def data_and_optimizer(
     late = copies = 0.0
     if layout.zero < 2:  # else in every microbatch, counted there
         kind = "reduce-scatter" if layout.zero and stack.scatters_gradients else "all-reduce"
-        reduce = messages(physics, cluster, kind, gradients / buckets, dp, many=buckets, stride=tp)
+        reduce = collective(physics, cluster, kind, gradients / buckets, dp, stride=tp) * buckets
         last = model.embedding_parameters(tp) * stack.reduced_bytes  # known when the backward pass is over
-        late = messages(physics, cluster, kind, last, dp, stride=tp).moving
+        late = collective(physics, cluster, kind, last, dp, stride=tp).moving
     if layout.zero in (1, 2):
-        gather = messages(physics, cluster, "all-gather", weights, dp, stride=tp)
+        gather = collective(physics, cluster, "all-gather", weights, dp, stride=tp)
         copies = tensors * dp * physics.kernel if stack.copies_weights and dp > 1 else 0.0
     if stack.overlap_data:
         hidden = beside.forward.total if stack.overlap_weights else 0.0
